@@ -1,0 +1,96 @@
+"""Every option of a training run, and the presets. Imports no torch, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A flat transformer over hit DOMs. The defaults are the seed's small v2 model (548,107 parameters)."""
+
+    arch: Literal["v1", "v2"] = "v2"
+    """v2: functional RMSNorm, QK norm, ReLU^2, no biases, residual scaling. v1: pre-norm LayerNorm/GELU."""
+    features: Literal["seed", "summary"] = "seed"
+    """seed: [x, y, z, n, t1, q1, a1, ..., tK, qK, aK]. summary: aggregates per DOM relative to the event."""
+    slots: int = 16
+    """K, the pulses per DOM in seed features."""
+    empty: Literal["marker", "zero"] = "marker"
+    """What fills absent pulse slots: values no real pulse has, or zeros as in the seed (which real pulses have)."""
+    input: Literal["none", "linear", "mlp"] = "linear"
+    """Projection of the features to d_model; none pads them with zeros."""
+    d_model: int = 128
+    d_hidden: int = 256
+    layers: int = 4
+    heads: int = 8
+    head_hidden: int = 128
+    """Hidden width of the direction head."""
+    dropout: float = 0.0
+    """Dropout on attention output (the seed used 0.1 on attention weights)."""
+    dom_cap: int | None = None
+    """Keep at most this many DOMs per event; None keeps all (the seed kept 128)."""
+    dom_select: Literal["earliest", "hlc"] = "hlc"
+    """Which DOMs survive dom_cap: the earliest, or those with HLC pulses first and then the brightest."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for hidden matrices, AdamW for the rest."""
+    lr: float = 3e-4
+    """Peak AdamW learning rate."""
+    muon_lr: float = 0.02
+    """Peak Muon learning rate."""
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    """Gradient-norm limit."""
+    schedule: Literal["constant", "cosine", "one_cycle", "wsd"] = "cosine"
+    warmup: float = 0.05
+    """Warm-up as a fraction of all steps."""
+    vmf_weight: float = 0.0
+    """Weight of the von Mises-Fisher negative log-likelihood (kappa = length of the output vector)."""
+    angle_weight: float = 1.0
+    """Weight of the opening angle in radians."""
+    rotate: bool = False
+    """Rotate each training event about the vertical axis by a random angle."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    data: str | None = None
+    """Kaggle-format folder; None simulates one (or reuses the one already there)."""
+    cache: str | None = None
+    """Folder of the binary event store; None puts it beside the data."""
+    geometry: str | None = None
+    """A sensor_geometry.csv that replaces the one in the data folder or the built-in array."""
+    train_events: int | None = None
+    """Use at most this many training events. With simulated data: how many to simulate."""
+    val_events: int = 20_000
+    """Held-out events; taken from the end of the event list, disjoint by event id."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run. `iceaggr train PRESET --optim.lr 1e-3` overrides any field."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    epochs: float = 10.0
+    """Passes over the training events."""
+    max_minutes: float | None = None
+    """Plan the schedule to end after this wall-clock time if the epochs would take longer; None is no limit."""
+    tokens_per_batch: int = 4096
+    """Tokens (CLS + DOMs) of one step on one process; a fixed budget keeps shapes static and steps balanced."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    """torch.compile the model (worth it on a GPU)."""
+    seed: int = 0
+    log_every: int = 20
+    """Steps between log lines."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    eval_every: int = 500
+    """Steps between looks at the held-out set."""
+    wandb: Literal["disabled", "offline", "online"] = "disabled"
