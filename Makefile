@@ -1,0 +1,74 @@
+# Short names for the commands people use. Needs python3 >= 3.11, make and a network that reaches PyPI; uv is fetched when missing.
+#   make train-iceaggr ARGS="--seed 1"      NPROC=2 make train-iceaggr
+.DEFAULT_GOAL := help
+.PHONY: help setup lock lint types imports test isolated check slow gpu bench golden wheels
+SHELL := /bin/bash
+ARGS ?=
+NPROC ?= 1
+PACKAGES := iceaggr attn_clustering gauge_attn rh_memory
+UV := $(or $(shell command -v uv 2>/dev/null),$(CURDIR)/.uv/bin/uv)
+RUN := $(UV) run --locked
+
+help:  ## this list
+	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 22
+	@echo; echo 'Variables: ARGS="flags for the command"  NPROC=processes (>1 runs through torchrun)'
+
+# A local folder, so that nothing outside the checkout changes; --target where the venv module is missing (Debian splits it off).
+$(CURDIR)/.uv/bin/uv:
+	@echo "uv not found: installing it into .uv/" >&2
+	@python3 -m venv .uv 2>/dev/null && .uv/bin/python -m pip install --quiet uv \
+	  || { rm -rf .uv && python3 -m pip install --quiet --target .uv uv; }
+	@test -x $@ || { echo "could not install uv: install it yourself (pip install uv) and run make again" >&2; exit 1; }
+
+setup: | $(UV)  ## create .venv from uv.lock (all packages)
+	@$(UV) sync --locked --quiet
+
+lock: | $(UV)  ## fail when uv.lock does not match the pyproject files
+	$(UV) lock --check
+
+lint: setup  ## ruff: style and formatting
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+types: setup  ## mypy on every package
+	$(RUN) mypy shared/src tools $(foreach p,$(PACKAGES),packages/$(p)/src)
+
+imports: setup  ## import contracts: packages -> lab_shared, never sideways
+	$(RUN) lint-imports
+
+test: setup  ## the fast test suite of everything
+	$(RUN) pytest -q $(ARGS)
+
+test-%: setup  ## one package's fast tests: test-iceaggr, test-shared, ...
+	$(RUN) pytest -q $(if $(filter shared tools,$*),$*/tests,packages/$(subst -,_,$*)/tests) $(ARGS)
+
+isolated: | $(UV)  ## each package's tests in an environment with only its declared dependencies
+	@set -e; for p in shared $(addprefix packages/,$(PACKAGES)); do \
+	  name=$$(sed -n 's/^name = "\(.*\)"/\1/p' $$p/pyproject.toml | head -1); echo "== $$name alone"; \
+	  $(UV) run --locked --isolated --package $$name pytest -q $$p/tests; done
+
+slow: setup  ## the slow tests
+	$(RUN) pytest -q -m slow $(ARGS)
+
+gpu: setup  ## the tests that need a CUDA device
+	$(RUN) pytest -q -m gpu $(ARGS)
+
+check: lock lint imports types test  ## everything a change must pass
+
+train-%: setup  ## train an experiment: train-iceaggr (no data needed: it simulates)
+	@if [ "$(NPROC)" -gt 1 ]; then \
+	  $(RUN) torchrun --standalone --nproc-per-node=$(NPROC) -m $(subst -,_,$*) train $(ARGS); \
+	else $(RUN) $* train $(ARGS); fi
+
+report-%: setup  ## rebuild a run's report: make report-iceaggr ARGS=runs/iceaggr/...
+	$(RUN) $* report $(ARGS)
+
+bench: setup  ## speed suite on this machine's device; JSON under each package's results/
+	$(RUN) python tools/bench.py $(ARGS)
+
+golden: setup  ## rewrite the golden losses and show what would change
+	LAB_UPDATE_GOLDEN=1 $(RUN) pytest -q -k golden $(ARGS)
+	@git --no-pager diff --stat -- '*golden*'; git --no-pager diff -- '*golden*'
+
+wheels: | $(UV)  ## build every package's wheel into dist/
+	$(UV) build --quiet --all-packages --wheel --out-dir dist
