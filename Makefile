@@ -3,6 +3,8 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup lock lint types imports test isolated check slow gpu bench golden wheels
 SHELL := /bin/bash
+# Where it is set, every process would compile torch anew: seconds for each of them.
+unexport PYTHONDONTWRITEBYTECODE
 ARGS ?=
 NPROC ?= 1
 PACKAGES := iceaggr attn_clustering gauge_attn rh_memory

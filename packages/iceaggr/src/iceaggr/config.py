@@ -59,9 +59,11 @@ class OptimConfig:
 @dataclass(frozen=True)
 class DataConfig:
     data: str | None = None
-    """Kaggle-format folder; None simulates one (or reuses the one already there)."""
+    """Kaggle-format folder; None simulates one under `store` (or reuses the one already there)."""
+    store: str = "data/iceaggr"
+    """Where simulated folders and caches are kept."""
     cache: str | None = None
-    """Folder of the binary event store; None puts it beside the data."""
+    """Folder of the binary event store; None derives one under `store` from the data folder."""
     geometry: str | None = None
     """A sensor_geometry.csv that replaces the one in the data folder or the built-in array."""
     train_events: int | None = None
@@ -79,13 +81,12 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     epochs: float = 10.0
     """Passes over the training events."""
-    max_minutes: float | None = None
-    """Plan the schedule to end after this wall-clock time if the epochs would take longer; None is no limit."""
-    tokens_per_batch: int = 4096
-    """Tokens (CLS + DOMs) of one step on one process; a fixed budget keeps shapes static and steps balanced."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = False
-    """torch.compile the model (worth it on a GPU)."""
+    tokens_per_batch: int | None = None
+    """Tokens (CLS + DOMs) of one step on one process; None is 4,096 on a CPU and 262,144 on a GPU."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Autocast type of the forward pass; auto is bfloat16 on a GPU and float32 on a CPU."""
+    compile: bool | None = None
+    """torch.compile the model; None compiles on a GPU only."""
     seed: int = 0
     log_every: int = 20
     """Steps between log lines."""
@@ -93,4 +94,54 @@ class TrainConfig:
     """Steps between checkpoints."""
     eval_every: int = 500
     """Steps between looks at the held-out set."""
-    wandb: Literal["disabled", "offline", "online"] = "disabled"
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    """Mirror of the metrics; the record is metrics.jsonl in the run folder."""
+
+
+def _seed(**model: object) -> TrainConfig:
+    """The seed's v2 models under this package's training recipe."""
+    return TrainConfig(
+        model=ModelConfig(**model),  # type: ignore[arg-type]
+        optim=OptimConfig(optimizer="muon", lr=1e-3, vmf_weight=1.0, angle_weight=0.3, rotate=True),
+        data=DataConfig(train_events=2_000_000, val_events=50_000),
+    )
+
+
+# The first sentence of each description is what `iceaggr train --help` shows.
+PRESETS: dict[str, tuple[str, TrainConfig]] = {
+    "quick": (
+        "177k parameters, minutes on two CPU cores: 60,000 simulated events, per-DOM summaries, at most 64 DOMs.",
+        TrainConfig(
+            model=ModelConfig(
+                features="summary", d_model=64, d_hidden=256, layers=3, heads=4, head_hidden=128, dom_cap=64
+            ),
+            optim=OptimConfig(optimizer="muon", lr=1e-3, vmf_weight=1.0, angle_weight=0.3, rotate=True),
+            data=DataConfig(train_events=60_000, val_events=12_000),
+            epochs=5.0,
+        ),
+    ),
+    "small": (
+        "The seed's small v2 model, 548,107 parameters (K=16, linear input, d=128, 4 layers). For one GPU.",
+        _seed(),
+    ),
+    "5M": (
+        "The seed's scale-up, 4,985,103 parameters (K=41, features straight into the residual stream, 6 layers).",
+        _seed(slots=41, input="none", d_model=256, d_hidden=1024, layers=6, head_hidden=1024),
+    ),
+    "7M": (
+        "As 5M with 8 layers, 6.6 million parameters.",
+        _seed(slots=41, input="none", d_model=256, d_hidden=1024, layers=8, head_hidden=1024),
+    ),
+    "8M": (
+        "As 5M with d=320 and a hidden width of 1280, 7.8 million parameters.",
+        _seed(slots=41, input="none", d_model=320, d_hidden=1280, layers=6, head_hidden=1024),
+    ),
+    "10M-deep": (
+        "As 5M with 12 layers, 9.7 million parameters.",
+        _seed(slots=41, input="none", d_model=256, d_hidden=1024, layers=12, head_hidden=1024),
+    ),
+    "v1": (
+        "The seed's first model, 553,987 parameters: LayerNorm, GELU, biases.",
+        _seed(arch="v1"),
+    ),
+}

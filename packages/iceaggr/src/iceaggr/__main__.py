@@ -1,0 +1,5 @@
+"""`python -m iceaggr`, also what torchrun starts."""
+
+from iceaggr.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,174 @@
+"""The commands as a user types them, on a small simulated folder, with the fixed exit codes and --json."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from iceaggr.cli import main
+
+TINY = [
+    "quick", "--epochs", "1", "--model.d-model", "16", "--model.d-hidden", "32", "--model.layers", "1",
+    "--model.heads", "2", "--model.head-hidden", "16", "--data.val-events", "100", "--tokens-per-batch", "2048",
+    "--checkpoint-every", "4", "--eval-every", "4", "--log-every", "2", "--wandb", "disabled",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A training folder, another with other events, and a finished tiny run."""
+    root = tmp_path_factory.mktemp("cli")
+    for name, events, seed in (("train", 500, 1), ("other", 120, 2)):
+        assert main(["simulate", "--out", str(root / name), "--events", str(events), "--seed", str(seed)]) == 0
+    store = ["--data.store", str(root / "store")]
+    assert main(["train", *TINY, *store, "--data", str(root / "train"), "--out", str(root / "run")]) == 0
+    return root
+
+
+def test_simulate_writes_a_kaggle_folder(folders):
+    names = {str(p.relative_to(folders / "train")) for p in (folders / "train").rglob("*") if p.is_file()}
+    assert {"train/batch_1.parquet", "train_meta.parquet", "sensor_geometry.csv", "truth.parquet"} <= names
+
+
+def test_inspect_json_is_one_object_on_stdout(folders, capsys):
+    capsys.readouterr()
+    assert main(["inspect", str(folders / "train"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n_events"] == 500
+
+
+def test_cache_reports_bytes_per_pulse(folders, tmp_path, capsys):
+    capsys.readouterr()
+    assert main(["cache", str(folders / "train"), "--out", str(tmp_path / "c"), "--verify", "--json"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert out["events"] == 500
+    assert out["bytes_per_pulse"] <= 8
+
+
+def test_the_run_folder_tells_the_whole_story(folders):
+    run = folders / "run"
+    for name in ("config.json", "manifest.json", "metrics.jsonl", "weights.safetensors", "evaluation.json",
+                 "predictions.npz", "display.npz", "report.html", "DONE.json", "train_event_ids.npy"):  # fmt: skip
+        assert (run / name).exists(), name
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert evaluation["label"] == "simulated data"
+    assert set(evaluation["predictors"]) == {"random", "line_fit", "line_fit_hlc", "line_fit_all", "model"}
+    assert evaluation["predictors"]["random"]["mean_deg"]["value"] == pytest.approx(90, abs=15)
+
+
+def test_held_out_events_were_not_trained_on(folders):
+    trained = np.load(folders / "run" / "train_event_ids.npy")
+    with np.load(folders / "run" / "predictions.npz") as held_out:
+        assert not np.intersect1d(trained, held_out["event_id"]).size
+        assert held_out["event_id"].size == 100
+    assert trained.size == 400
+
+
+def test_evaluate_on_other_events(folders, capsys):
+    capsys.readouterr()
+    assert main(["evaluate", str(folders / "run"), "--data", str(folders / "other"), "--json"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert out["n_events"] == 120
+    assert out["label"] == "simulated data"
+
+
+def test_evaluate_refuses_events_it_was_trained_on(folders, capsys):
+    assert main(["evaluate", str(folders / "run"), "--data", str(folders / "train")]) == 1
+    assert "were trained on" in capsys.readouterr().err
+    assert main(["evaluate", str(folders / "run"), "--data", str(folders / "train"), "--drop-seen", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n_events"] == 100
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_predict_writes_a_submission(folders, tmp_path, strict):
+    out = tmp_path / "submission.csv"
+    flags = ["--strict"] if strict else []
+    assert main(["predict", str(folders / "run"), "--data", str(folders / "other"), "--out", str(out), *flags]) == 0
+    rows = list(csv.DictReader(out.open()))
+    assert list(rows[0]) == ["event_id", "azimuth", "zenith"] + ([] if strict else ["kappa"])
+    assert len({row["event_id"] for row in rows}) == 120
+    assert all(0 <= float(r["azimuth"]) < 2 * np.pi and 0 <= float(r["zenith"]) <= np.pi for r in rows)
+
+
+def test_report_and_display_are_self_contained_pages(folders, tmp_path):
+    assert main(["report", str(folders / "run")]) == 0
+    with np.load(folders / "run" / "predictions.npz") as arrays:
+        event = str(arrays["event_id"][0])
+    out = tmp_path / "event.html"
+    assert main(["display", str(folders / "train"), "--event", event, "--out", str(out), "--model", str(folders / "run")]) == 0
+    for page in (folders / "run" / "report.html", out):
+        text = page.read_text()
+        assert 'src="http' not in text
+        assert "simulated" in text or page == out
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "says"),
+    [
+        (["train", "nonsense"], 2, "no preset 'nonsense'"),
+        (["train", "quick", "--optim.lrr", "1"], 2, "lrr"),
+        (["train", "--resume", "X", "--seed", "1"], 2, "--resume takes no other option"),
+        (["simulate", "--out", "X", "--events", "-3"], 2, "not a positive number"),
+        (["inspect", "/nonexistent"], 1, "/nonexistent"),
+        (["evaluate", "/nonexistent", "--data", "/nonexistent"], 1, "no run folder"),
+        (["train", "--resume", "/nonexistent"], 1, "/nonexistent"),
+        (["train", "quick", "--data", "/nonexistent", "--out", "{tmp}/r"], 1, "/nonexistent"),
+    ],
+)
+def test_mistakes_exit_with_their_code_and_name_the_value(argv, code, says, capfd, tmp_path):
+    argv = [a.replace("{tmp}", str(tmp_path)) for a in argv]
+    try:
+        got = main(argv)
+    except SystemExit as stop:
+        got = stop.code
+    assert got == code
+    assert says in capfd.readouterr().err
+
+
+def test_help_answers_at_once():
+    argv = [sys.executable, "-m", "iceaggr", "--help"]
+    subprocess.run(argv, check=True, capture_output=True)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run(argv, check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.5
+
+
+def _train(folders, out, *flags, env=None, **kwargs):
+    argv = [sys.executable, "-m", "iceaggr", "train", *TINY, "--epochs", "3", "--checkpoint-every", "3",
+            "--data.store", str(folders / "store"), "--data", str(folders / "train"), "--out", str(out), *flags]  # fmt: skip
+    return subprocess.Popen(argv, env={**os.environ, **(env or {})}, stderr=subprocess.PIPE, text=True, **kwargs)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_is_bit_identical(folders, tmp_path):
+    whole = _train(folders, tmp_path / "whole")
+    assert whole.wait(timeout=300) == 0, whole.stderr.read()
+    part = _train(folders, tmp_path / "part")
+    checkpoints = tmp_path / "part" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("step_*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    part.kill()
+    part.wait()
+    assert not (tmp_path / "part" / "DONE.json").exists()
+    assert main(["train", "--resume", str(tmp_path / "part")]) == 0
+    for name in ("weights.safetensors", "evaluation.json"):
+        assert (tmp_path / "part" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_two_processes_train_under_torchrun(folders, tmp_path):
+    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "iceaggr",
+            "train", *TINY, "--data.store", str(folders / "store"), "--data", str(folders / "train"),
+            "--out", str(tmp_path / "run")]  # fmt: skip
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("held-out events (simulated data)") == 1
+    assert (tmp_path / "run" / "DONE.json").exists()

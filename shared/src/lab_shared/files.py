@@ -1,0 +1,68 @@
+"""Files that are either the old version or the new one, never half of each."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from lab_shared.errors import UserError
+
+_WAY_OUT = {
+    errno.ENOSPC: "free some space, or choose a folder on another disk",
+    errno.EDQUOT: "your quota is used up: free some space, or choose a folder on another disk",
+    errno.EFBIG: "the file-size limit of this process (ulimit -f) is too low",
+    errno.EROFS: "the file system is read-only: choose another folder",
+    errno.EACCES: "choose a folder that you may write to",
+    errno.EPERM: "choose a folder that you may write to",
+    errno.ENOTDIR: "a part of this path is a file: choose another folder",
+    errno.EEXIST: "a file of this name is in the way: choose another folder",
+}
+
+
+class StorageError(UserError):
+    """A file or folder could not be written; the message names it, the reason and the way out."""
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """The StorageError that tells what `error` means for `path`."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    way_out = _WAY_OUT.get(error.errno or 0, "check the disk and the path")
+    return StorageError(f"cannot write {path}: {reason}; {way_out}")
+
+
+def make_folder(path: Path) -> None:
+    """Create the folder `path` and its parents. Raises StorageError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(path, error) from error
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Write `path` so that a crash, kill or full disk at any moment leaves the old content or the new one.
+
+    The data goes to a temporary file in the same folder (a rename is atomic only within one file system),
+    reaches the disk before the rename, and the folder entry after it. Raises StorageError; the old file is
+    then untouched.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            f.write(data.encode() if isinstance(data, str) else data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)  # give a full disk its space back
+        raise storage_error(path, error) from error
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames and deletions in `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

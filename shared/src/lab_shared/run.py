@@ -1,0 +1,363 @@
+"""A run's folder: what was asked, what it stood on, what came out, and one lock.
+
+config.json       the configuration, strict (lab_shared.config)
+manifest.json     commit, lock file, versions, device, seed, command; one more entry for every resume
+dirty.diff        uncommitted changes, unless too large (later dirty.resume1.diff, ...)
+metrics.jsonl     one JSON object a line: step, time (seconds of training), split, metrics; the record
+checkpoints/      exact resume states (lab_shared.checkpoint)
+weights.safetensors, best.safetensors     the model alone, for sharing
+figures/          for reports
+wandb/            the mirror of metrics.jsonl, if there is one
+DONE.json         the summary; written last, so its presence means the run is complete
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import math
+import os
+import shlex
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from io import FileIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import torch
+
+from lab_shared import manifest
+from lab_shared.config import from_json, to_json
+from lab_shared.errors import UserError
+from lab_shared.files import atomic_write, make_folder, storage_error
+from lab_shared.progress import Progress
+
+if TYPE_CHECKING:
+    from lab_shared.dist import Dist
+
+T = TypeVar("T")
+WandbMode = Literal["offline", "online", "disabled"]
+_LARGEST_DIFF = 1_000_000  # characters
+
+
+class RunError(UserError):
+    """A run folder that is taken, locked, or no run; the message names it and what to do."""
+
+
+class Run:
+    """One training run and its folder, locked against a second run; a context manager.
+
+    Only rank 0 touches the disk and the console; on other ranks the methods are there and do nothing visible.
+
+    path: the folder. seed: as given to `create`. is_main: whether this is rank 0. progress: the console.
+    """
+
+    def __init__(self, path: Path, lock: int | None) -> None:
+        """Use `create` or `open`. lock: the folder's, None on ranks above 0."""
+        self.path = path
+        facts = json.loads((path / "manifest.json").read_text())
+        self.seed: int = facts["seed"]
+        self.is_main = lock is not None
+        self.progress = Progress(enabled=self.is_main)
+        self._resume_command: str = facts["resume_command"]
+        self._lock = lock
+        self._elapsed_before = 0.0
+        self._started = time.monotonic()
+        self._metrics: FileIO | None = None
+        self._wandb: Any = None
+        if self.is_main:
+            for leftover in [*path.glob(".*.tmp"), *path.glob("checkpoints/.*.tmp")]:
+                leftover.unlink()  # a crash while writing; the lock says nobody is writing now
+            make_folder(path / "figures")
+            self._metrics = _open_for_appending(path / "metrics.jsonl")
+            self._wandb = _start_wandb(path, facts, self.progress)
+
+    @classmethod
+    def create(
+        cls,
+        out: str | Path,
+        config: Any,
+        *,
+        seed: int,
+        project: str,
+        resume_command: str,
+        wandb: WandbMode = "offline",
+        dist: Dist | None = None,
+    ) -> Run:
+        """Start a run in the folder `out` (made if absent; with several ranks, rank 0's `out` counts).
+
+        config: a frozen dataclass, see lab_shared.config.to_json. resume_command: with "{path}" for the
+        folder, for example "uv run iceaggr train --resume {path}". wandb: the mirror; the record is
+        metrics.jsonl.
+
+        Raises RunError when the folder already holds a run or another process is in it, StorageError when it
+        cannot be written, ConfigError for a config that does not fit its own types.
+        """
+        facts = {
+            "project": project,
+            "seed": seed,
+            "wandb": wandb,
+            "wandb_id": uuid.uuid4().hex[:8],
+            "resume_command": resume_command,
+        }
+
+        def start(path: Path) -> int:
+            text = to_json(config)
+            make_folder(path)
+            with _closed_on_error(_lock_folder(path)) as lock:
+                parts = ("config.json", "metrics.jsonl", "checkpoints")
+                if taken := [name for name in parts if (path / name).exists()]:
+                    command = resume_command.format(path=shlex.quote(str(path)))
+                    raise RunError(
+                        f"{path} already holds a run ({taken[0]}): go on with `{command}` or choose another"
+                    )
+                session = _record_session(path, seed, dist, "dirty.diff")
+                atomic_write(path / "manifest.json", _to_text({**facts, **session, "resumes": []}))
+                atomic_write(path / "config.json", text)  # last: with it the folder is a run
+                return lock
+
+        return cls(*_on_rank_0(start, Path(out), dist))
+
+    @classmethod
+    def open(cls, path: str | Path, *, dist: Dist | None = None) -> Run:
+        """Go on with the run in the folder `path`; `ticks` then starts from its newest checkpoint.
+
+        Raises RunError when there is no run or another process is in it, StorageError when it cannot be
+        written.
+        """
+
+        def start(path: Path) -> int:
+            if not (path / "config.json").is_file() or not (path / "manifest.json").is_file():
+                raise RunError(f"{path} holds no run (no config.json with a manifest.json): check the path")
+            with _closed_on_error(_lock_folder(path)) as lock:
+                facts = json.loads((path / "manifest.json").read_text())
+                diff_name = f"dirty.resume{len(facts['resumes']) + 1}.diff"
+                facts["resumes"].append(_record_session(path, facts["seed"], dist, diff_name))
+                atomic_write(path / "manifest.json", _to_text(facts))
+                return lock
+
+        return cls(*_on_rank_0(start, Path(path), dist))
+
+    def config(self, cls: type[T]) -> T:
+        """The configuration the run was created with, as the dataclass `cls`. Raises ConfigError."""
+        return from_json(cls, (self.path / "config.json").read_text())
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the resume states."""
+        return self.path / "checkpoints"
+
+    @property
+    def resume_command(self) -> str:
+        """The shell command that goes on with this run."""
+        return self._resume_command.format(path=shlex.quote(str(self.path)))
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training so far, those before the checkpoint it resumed from included."""
+        return self._elapsed_before + time.monotonic() - self._started
+
+    def log(self, step: int, split: str, metrics: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl, and mirror it. Values that are not finite become null.
+
+        Raises StorageError naming the resume command when the disk refuses.
+        """
+        if self._metrics is None:
+            return
+        record = {"step": step, "time": round(self.elapsed, 3), "split": split, **metrics}
+        line = (json.dumps(_plain(record), allow_nan=False) + "\n").encode()
+        try:
+            if self._metrics.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise self.add_way_back(storage_error(self.path / "metrics.jsonl", error)) from error
+        if self._wandb is not None:
+            self._wandb.log({f"{split}/{name}": value for name, value in metrics.items()}, step=step)
+
+    def add_way_back(self, error: UserError) -> UserError:
+        """The same error with the command that goes on once the cause is gone."""
+        return type(error)(f"{error} Then go on with: {self.resume_command}")
+
+    def rewind(self, step: int, elapsed: float = 0.0) -> None:
+        """Forget what metrics.jsonl says about steps after `step`: they are about to happen again."""
+        self._elapsed_before, self._started = elapsed, time.monotonic()
+        if self._metrics is None:
+            return
+        self._metrics.close()
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text(errors="replace").splitlines()
+        kept = [line for line in lines if (record := _parse(line)) is not None and record["step"] <= step]
+        atomic_write(file, "".join(line + "\n" for line in kept))
+        self._metrics = _open_for_appending(file)
+
+    def sync(self) -> None:
+        """Make the metrics written so far survive a power cut; for a checkpoint that stands on them."""
+        if self._metrics is None:
+            return
+        try:
+            os.fsync(self._metrics.fileno())
+        except OSError as error:
+            raise self.add_way_back(storage_error(self.path / "metrics.jsonl", error)) from error
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write DONE.json and close the run."""
+        if self.is_main:
+            done = {
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                "elapsed_s": round(self.elapsed, 3),
+            }
+            atomic_write(self.path / "DONE.json", _to_text({**done, "summary": summary}))
+        self.close()
+
+    def close(self) -> None:
+        """Give up the lock, the console and the mirror. Safe to call twice."""
+        self.progress.stop()
+        if self._wandb is not None:
+            self._wandb.finish()
+            self._wandb = None
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def read_metrics(path: str | Path, split: str | None = None) -> list[dict[str, Any]]:
+    """The records in a run's metrics.jsonl, of one split if named, without a line cut short by a crash."""
+    lines = (Path(path) / "metrics.jsonl").read_text(errors="replace").splitlines()
+    records = [record for line in lines if (record := _parse(line)) is not None]
+    return [record for record in records if split in (None, record["split"])]
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return record if isinstance(record, dict) and {"step", "split"} <= record.keys() else None
+
+
+def _plain(value: Any) -> Any:
+    """`value` with tensors and numpy scalars as numbers and non-finite numbers as None (JSON has no NaN)."""
+    if isinstance(value, dict):
+        return {str(key): _plain(x) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(x) for x in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _to_text(value: Any) -> str:
+    return json.dumps(_plain(value), indent=2, allow_nan=False) + "\n"
+
+
+def _open_for_appending(path: Path) -> FileIO:
+    try:
+        return FileIO(path, "a")
+    except OSError as error:
+        raise storage_error(path, error) from error
+
+
+def _lock_folder(path: Path) -> int:
+    """An exclusive lock held by this process: the kernel drops it when the process dies, however it dies."""
+    file = path / "run.lock"
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise storage_error(file, error) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.read(descriptor, 20).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise RunError(
+            f"{path} is in use by another run (process {holder}): wait for it or choose another folder"
+        ) from error
+    except OSError as error:  # a file system without locks
+        os.close(descriptor)
+        raise storage_error(file, error) from error
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, str(os.getpid()).encode())
+    return descriptor
+
+
+@contextmanager
+def _closed_on_error(descriptor: int) -> Iterator[int]:
+    try:
+        yield descriptor
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _on_rank_0(start: Callable[[Path], int], path: Path, dist: Dist | None) -> tuple[Path, int | None]:
+    """Let rank 0 `start` the folder while the others wait: (rank 0's path, its lock or None on other ranks).
+
+    One path for all: a default made from the time of day would differ between ranks.
+    """
+    if dist is None or dist.world == 1:
+        return path, start(path)
+    lock, told = None, [""]
+    try:
+        if dist.rank == 0:
+            lock = start(path)
+            told = [str(path)]
+    finally:
+        torch.distributed.broadcast_object_list(told, src=0)
+    if not told[0]:
+        raise RunError("rank 0 could not start the run; its own message says why")
+    return Path(told[0]), lock
+
+
+def _record_session(path: Path, seed: int, dist: Dist | None, diff_name: str) -> dict[str, Any]:
+    facts, diff = manifest.describe(seed, 1 if dist is None else dist.world)
+    if 0 < len(diff) <= _LARGEST_DIFF:
+        atomic_write(path / diff_name, diff)
+        facts["diff"] = diff_name
+    return facts
+
+
+def _start_wandb(path: Path, facts: dict[str, Any], progress: Progress) -> Any:
+    """A W&B run that keeps its files inside `path`, or None; the training goes on either way."""
+    if facts["wandb"] == "disabled":
+        return None
+    try:
+        import wandb
+    except ImportError:
+        progress.line(
+            "wandb is not installed: metrics.jsonl is the only record (pip install wandb for the mirror)"
+        )
+        return None
+    cache = os.environ.get("WANDB_CACHE_DIR")
+    # Its logs go to ~/.cache otherwise.
+    os.environ["WANDB_CACHE_DIR"] = str(path.resolve() / "wandb" / "cache")
+    try:
+        return wandb.init(
+            mode=facts["wandb"],
+            project=facts["project"],
+            name=path.name,
+            id=facts["wandb_id"],
+            resume="allow",
+            dir=str(path.resolve()),
+            config=json.loads((path / "config.json").read_text()),
+            settings=wandb.Settings(console="off", silent=True, disable_code=True, x_disable_stats=True),
+        )
+    except Exception as error:  # a mirror must not stop the run, whatever breaks in it
+        progress.line(f"wandb did not start ({error}): metrics.jsonl is the only record")
+        return None
+    finally:
+        os.environ.pop("WANDB_CACHE_DIR")
+        if cache is not None:
+            os.environ["WANDB_CACHE_DIR"] = cache

@@ -1,0 +1,434 @@
+"""The training loop's chores, above all its faults: killed, stopped, full, poisoned, on one process and on
+two.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from lab_shared.checkpoint import CheckpointError, encode_tree, load_weights, model_tensors, newest_checkpoint
+from lab_shared.dist import Dist
+from lab_shared.loop import NonFiniteLoss, ticks
+from lab_shared.meters import FiniteGuard
+from lab_shared.run import Run, read_metrics
+from lab_shared.testing import assert_parity
+from safetensors.torch import load_file
+from torch import nn
+
+STEPS, CHECKPOINT_EVERY = 23, 4  # of loop_program.py
+
+
+@pytest.fixture(scope="session")
+def train():
+    """Run one job of loop_program.py in processes of its own; see there."""
+    program = Path(__file__).with_name("loop_program.py")
+    server = subprocess.Popen(
+        [sys.executable, str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+
+    def job(out, **fields):
+        server.stdin.write(json.dumps({"out": str(out), **fields}) + "\n")
+        server.stdin.flush()
+        return json.loads(server.stdout.readline())
+
+    yield job
+    server.kill()
+    server.communicate(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(train, tmp_path_factory):
+    """(ranks, kind) -> the folder of a run that nobody disturbed."""
+    done = {}
+
+    def run(ranks=1, kind="muon"):
+        if (ranks, kind) not in done:
+            done[ranks, kind] = tmp_path_factory.mktemp("whole") / "run"
+            answer = train(done[ranks, kind], ranks=ranks, config={"kind": kind})
+            assert answer["status"] == [0] * ranks, answer
+        return done[ranks, kind]
+
+    return run
+
+
+def final_state(path):
+    """Everything in the newest checkpoint but the clock, as bytes: model, optimizer, random numbers, data."""
+    tree, skipped = newest_checkpoint(path / "checkpoints")
+    assert not skipped
+    assert tree["loop"].pop("elapsed") > 0
+    return encode_tree(tree)
+
+
+def record(path):
+    """metrics.jsonl without what depends on the clock."""
+    clock = {"time", "it_per_s", "items_per_s"}
+    return [{key: x for key, x in line.items() if key not in clock} for line in read_metrics(path)]
+
+
+def assert_same_run(path, reference):
+    assert final_state(path) == final_state(reference)
+    assert record(path) == record(reference)
+    assert (path / "weights.safetensors").read_bytes() == (reference / "weights.safetensors").read_bytes()
+    best, expected = (load_file(folder / "best.safetensors") for folder in (path, reference))
+    assert all(torch.equal(best[name], x) for name, x in expected.items())
+    assert json.loads((path / "DONE.json").read_text())["summary"] == {"steps": STEPS}
+
+
+# Before the first checkpoint, then at random; the seeds are fixed, so that a failure can be repeated.
+_KILLS = [("before", 2), *[(random.Random(i).choice(["before", "after"]), 3 + 4 * i) for i in range(5)]]
+
+
+@pytest.mark.parametrize(("where", "step"), [*_KILLS, ("saving", 4), ("saving", 12), ("saving", STEPS)])
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_kill_9_and_resume_is_bit_identical(train, uninterrupted, tmp_path, kind, where, step):
+    out = tmp_path / "run"
+    answer = train(out, config={"kind": kind}, fault=[where, step], signals=["SIGKILL"])
+    assert answer["status"] == [-signal.SIGKILL]
+    assert not (out / "DONE.json").exists()
+    answer = train(out, resume=True)
+    assert answer["status"] == [0], answer["stderr"][0]
+    assert ("Resumed" in answer["stderr"][0]) == (step > 4)
+    assert not list(out.rglob("*.tmp"))
+    assert_same_run(out, uninterrupted(kind=kind))
+
+
+@pytest.mark.slow
+def test_many_kills_in_one_run_at_random_moments(train, uninterrupted, tmp_path):
+    choice, out, resume = random.Random(1), tmp_path / "run", False
+    for step in sorted(choice.sample(range(1, STEPS + 1), 12)):
+        where = "saving" if step % CHECKPOINT_EVERY == 0 else choice.choice(["before", "after"])
+        answer = train(out, fault=[where, step], signals=["SIGKILL"], resume=resume)
+        assert answer["status"] == [-signal.SIGKILL], answer["stderr"][0]
+        resume = True
+    assert train(out, resume=True)["status"] == [0]
+    assert_same_run(out, uninterrupted())
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_stop_signal_finishes_the_step_saves_and_tells_the_way_back(
+    train, uninterrupted, tmp_path, name, code
+):
+    out = tmp_path / "a run"
+    answer = train(out, fault=["before", 6], signals=[name])
+    assert answer["status"] == [code]
+    assert f"{name}: finishing this step and saving" in answer["stderr"][0]
+    assert f"Stopped and saved at step 6. Go on with: again --resume '{out}'" in answer["stderr"][0]
+    assert "Traceback" not in answer["stderr"][0]
+    assert newest_checkpoint(out / "checkpoints")[0]["loop"]["step"] == 6
+    assert train(out, resume=True)["status"] == [0]
+    assert_same_run(out, uninterrupted())
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_second_signal_stops_at_once(train, uninterrupted, tmp_path, name):
+    out = tmp_path / "run"
+    answer = train(out, fault=["before", 6], signals=[name, name])
+    assert answer["status"] == [-signal.Signals[name]]
+    assert newest_checkpoint(out / "checkpoints")[0]["loop"]["step"] == 4
+    assert train(out, resume=True)["status"] == [0]
+    assert_same_run(out, uninterrupted())
+
+
+def test_a_truncated_newest_checkpoint_is_passed_over_with_a_warning(train, uninterrupted, tmp_path):
+    out = tmp_path / "run"
+    train(out, fault=["before", 10], signals=["SIGKILL"])
+    newest = max((out / "checkpoints").glob("step_*"))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    with open(out / "metrics.jsonl", "a") as f:
+        f.write('{"step": 9, "spl')  # a line cut short
+    answer = train(out, resume=True)
+    assert answer["status"] == [0]
+    assert f"warning: {newest} is damaged" in answer["stderr"][0]
+    assert "Resumed at step 4" in answer["stderr"][0]
+    assert_same_run(out, uninterrupted())
+
+
+def test_a_disk_that_refuses_ends_the_run_with_the_way_back(train, uninterrupted, tmp_path):
+    out = tmp_path / "run"
+    train(out, fault=["before", 6], signals=["SIGKILL"])
+    answer = train(out, resume=True, file_limit=1500)
+    assert answer["status"] == [1]
+    message = answer["stderr"][0]
+    assert "Traceback" not in message
+    assert (
+        f"StorageError: cannot write {out}/checkpoints/step_000000008.safetensors: File too large" in message
+    )
+    assert "step_000000004.safetensors is intact" in message
+    assert f"Then go on with: again --resume {out}" in message
+    assert train(out, resume=True)["status"] == [0]
+    assert_same_run(out, uninterrupted())
+
+
+def test_two_ranks_agree_on_a_signal_and_resume_bit_identically(train, uninterrupted, tmp_path):
+    out = tmp_path / "run"
+    answer = train(out, ranks=2, fault=["before", 6], signals=["SIGTERM"], fault_rank=1)
+    assert answer["status"] == [143, 143]
+    assert "Stopped and saved at step 6" in answer["stderr"][0]
+    assert "step" not in answer["stderr"][1]
+    answer = train(out, resume=True)
+    assert answer["status"] == [1]
+    assert "written by 2 processes, this run has 1" in answer["stderr"][0]
+    assert train(out, ranks=2, resume=True)["status"] == [0, 0]
+    assert_same_run(out, uninterrupted(ranks=2))
+    assert final_state(out) != final_state(uninterrupted())
+
+
+def test_two_ranks_agree_on_a_loss_that_is_not_finite(train, tmp_path):
+    answer = train(tmp_path / "run", ranks=2, nan=[1, 6])
+    assert answer["status"] == [1, 1]
+    for text in answer["stderr"]:
+        assert "NonFiniteLoss: the loss is not finite at step 6, batch ids [" in text
+        assert "step_000000004.safetensors" in text
+
+
+def test_a_taken_folder_stops_every_rank(train, uninterrupted):
+    answer = train(uninterrupted(), ranks=2)
+    assert answer["status"] == [1, 1]
+    assert "already holds a run" in answer["stderr"][0]
+    assert "rank 0 could not start the run" in answer["stderr"][1]
+
+
+# --- in this process ---
+
+
+@dataclass(frozen=True)
+class Config:
+    steps: int = 6
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """A run, a model and its optimizer; y = 2 x is to be learned."""
+    torch.manual_seed(0)
+    model = nn.Linear(1, 1)
+    with Run.create(
+        tmp_path / "run", Config(), seed=0, project="p", resume_command="resume {path}", wandb="disabled"
+    ) as run:
+        yield {"run": run, "model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
+
+
+def step_loss(model, scale=1.0):
+    return (model(torch.ones(4, 1)) - 2).square().mean() * scale
+
+
+@pytest.mark.parametrize(
+    ("poison", "what"), [(math.nan, "the loss"), (math.inf, "the loss"), ("gradient", "the gradient norm")]
+)
+def test_non_finite_names_step_ids_and_checkpoint_and_leaves_the_weights(parts, poison, what):
+    model, run = parts["model"], parts["run"]
+    before = {}
+
+    def loop():
+        for tick in ticks(**parts, steps=6, checkpoint_every=2):
+            before.update({name: x.clone() for name, x in model_tensors(model).items()})
+            if tick.step < 5:
+                loss = step_loss(model)
+            elif poison == "gradient":
+                loss = (model.weight * 0).sqrt().sum()  # 0, with an infinite derivative
+            else:
+                loss = step_loss(model, poison)
+            tick.update(loss, ids=torch.arange(10 * tick.step, 10 * tick.step + 30))
+
+    with pytest.raises(NonFiniteLoss) as caught:
+        loop()
+    error = caught.value
+    assert (error.step, error.ids) == (5, list(range(50, 80)))
+    assert error.checkpoint == str(run.checkpoints / "step_000000004.safetensors")
+    assert f"{what} is not finite at step 5, batch ids [50, 51," in str(error)
+    assert "(30 in all)" in str(error)
+    for name, x in model_tensors(model).items():
+        assert torch.equal(x, before[name])
+
+
+def test_a_weight_that_is_not_finite_is_never_saved(parts):
+    def loop():
+        for tick in ticks(**parts, steps=6, checkpoint_every=2):
+            tick.update(step_loss(parts["model"]))
+            if tick.step == 2:
+                parts["model"].weight.data.fill_(math.inf)
+                assert not tick.keep_best(0.0)
+
+    with pytest.raises(NonFiniteLoss, match=r"a weight is not finite at step 2.*There is no checkpoint yet"):
+        loop()
+    assert not list(parts["run"].path.rglob("*.safetensors"))
+
+
+def test_the_guard_finds_the_first_bad_step_long_after_it():
+    guard, good, bad = FiniteGuard(torch.device("cpu"), Dist()), torch.tensor(1.0), torch.tensor(math.nan)
+    assert guard.agree(stop=False) == (None, False)
+    assert guard.agree(stop=True) == (None, True)
+    for step, (loss, norm) in enumerate([(good, good), (good, bad), (bad, bad), (good, good)], start=7):
+        guard.watch(step, loss, norm, ids=[step])
+    assert guard.agree(stop=False) == (("the gradient norm", 8, [8]), False)
+
+
+def test_logged_means_weigh_metrics_by_examples_and_losses_by_steps(parts):
+    sizes = [1, 2, 3, 10, 20, 30]
+    for tick in ticks(**parts, steps=6, log_every=3, unit="events"):
+        loss = step_loss(parts["model"]) * 0 + tick.step
+        n = torch.tensor(sizes[tick.step - 1]) if tick.step % 2 else sizes[tick.step - 1]
+        tick.update(loss, n=n, angle=torch.tensor(float(tick.step)), half=0.5)
+    first, second = read_metrics(parts["run"].path, "train")
+    assert (first["step"], second["step"]) == (3, 6)
+    assert (first["loss"], second["loss"]) == (2.0, 5.0)
+    assert_parity(first["angle"], (1 * 1 + 2 * 2 + 3 * 3) / 6, atol=1e-12)
+    assert_parity(second["angle"], (10 * 4 + 20 * 5 + 30 * 6) / 60, atol=1e-12)
+    assert first["half"] == 0.5
+    assert_parity(second["events_per_s"] / second["it_per_s"], 20.0, atol=1e-9)
+    assert {"grad_norm", "lr", "time"} <= first.keys()
+
+
+def test_the_step_is_what_it_would_be_by_hand(parts):
+    model, twin = parts["model"], nn.Linear(1, 1)
+    twin.load_state_dict(model.state_dict())
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
+    factors = [0.0, 0.5, 1.0, 0.25]
+    for tick in ticks(**parts, steps=4, lr=lambda step: factors[step], clip=0.3):
+        tick.update(step_loss(model))
+        optimizer.zero_grad()
+        step_loss(twin).backward()
+        nn.utils.clip_grad_norm_(twin.parameters(), 0.3)
+        optimizer.param_groups[0]["lr"] = 0.1 * factors[tick.step - 1]
+        optimizer.step()
+        assert model.weight.grad is None
+    assert_parity(model.weight, twin.weight, atol=1e-6)
+    assert read_metrics(parts["run"].path)[-1]["lr"] == 0.025
+
+
+def test_the_base_rate_comes_from_the_configuration(parts):
+    for tick in ticks(**parts, steps=2, lr=lambda _: 0.5):
+        tick.update(step_loss(parts["model"]))
+    changed = torch.optim.SGD(parts["model"].parameters(), lr=0.3)
+    for tick in ticks(parts["run"], 3, model=parts["model"], optimizer=changed, lr=lambda _: 0.5):
+        assert tick.step == 3
+        tick.update(step_loss(parts["model"]))
+    assert changed.param_groups[0]["lr"] == 0.15
+
+
+def test_every_and_last(parts):
+    seen = []
+    for tick in ticks(**parts, steps=5):
+        seen.append((tick.step, tick.every(2), tick.last))
+        tick.update(step_loss(parts["model"]))
+    assert seen == [(1, False, False), (2, True, False), (3, False, False), (4, True, False), (5, True, True)]
+
+
+def test_keep_best_keeps_the_lowest_also_over_a_resume(parts):
+    def run_to(steps, values):
+        for tick in ticks(**parts, steps=steps):
+            tick.update(step_loss(parts["model"]))
+            kept.append(tick.keep_best(values[tick.step]))
+
+    kept: list[bool] = []
+    run_to(3, {1: 5.0, 2: math.nan, 3: 4.0})
+    run_to(5, {4: 4.5, 5: 3.0})
+    assert kept == [True, False, True, False, True]
+    metadata = load_weights(parts["run"].path / "best.safetensors", parts["model"])
+    assert (metadata["step"], metadata["value"]) == ("5", "3.0")
+
+
+def test_misuse_is_told(parts):
+    model = parts["model"]
+
+    def first_step(body):
+        for tick in ticks(**parts, steps=3):
+            body(tick)
+
+    with pytest.raises(RuntimeError, match="called twice in step 1"):
+        first_step(lambda tick: [tick.update(step_loss(model)) for _ in range(2)])
+    with pytest.raises(RuntimeError, match=r"did not call tick\.update in step 1"):
+        first_step(lambda tick: None)
+    with pytest.raises(ValueError, match=r"takes one number, got shape \(4, 1\)"):
+        first_step(lambda tick: tick.update(model(torch.ones(4, 1))))
+    with pytest.raises(ValueError, match=r"metric 'angle' must be one number, got shape \(2,\)"):
+        first_step(lambda tick: tick.update(step_loss(model), angle=torch.zeros(2)))
+    with pytest.raises(ValueError, match="'lr' is taken"):
+        first_step(lambda tick: tick.update(step_loss(model), lr=1.0))
+    with pytest.raises(ValueError, match=r"\['b'\] are not those of the steps before, \['a'\]"):
+        first_step(lambda tick: tick.update(step_loss(model), **{"b" if tick.step == 2 else "a": 1.0}))
+    with pytest.raises(ValueError, match="log_every=0 must be at least 1"):
+        next(ticks(**parts, steps=3, log_every=0))
+
+
+def test_a_checkpoint_of_another_model_or_state_is_refused(parts):
+    for tick in ticks(**parts, steps=1):
+        tick.update(step_loss(parts["model"]))
+    with pytest.raises(CheckpointError, match=r"holds the state of \['meter'\], not of \['data', 'meter'\]"):
+        next(ticks(**parts, steps=2, state={"data": parts["optimizer"]}))
+    other = nn.Linear(2, 1)
+    with pytest.raises(CheckpointError, match=r"checkpoint of step 1 .*weight has shape \(1, 1\)"):
+        next(ticks(parts["run"], 2, model=other, optimizer=torch.optim.SGD(other.parameters(), lr=1.0)))
+
+
+def test_leaving_the_loop_gives_the_signals_back(parts):
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    for tick in ticks(**parts, steps=3):
+        assert signal.getsignal(signal.SIGINT) != handlers[0]
+        tick.update(step_loss(parts["model"]))
+        break
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert not list(parts["run"].checkpoints.glob("*"))
+
+
+def test_a_loop_in_another_thread_runs_without_signals(parts):
+    seen = []
+
+    def work():
+        for tick in ticks(**parts, steps=2):
+            tick.update(step_loss(parts["model"]))
+            seen.append(tick.step)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [1, 2]
+
+
+@pytest.mark.gpu
+def test_on_cuda_nothing_waits_for_the_device_between_log_points(tmp_path):
+    model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(), nn.Linear(8, 1)).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    x = torch.randn(16, 8, device="cuda")
+    options = {"seed": 0, "project": "p", "resume_command": "r {path}", "wandb": "disabled"}
+    with Run.create(tmp_path / "run", Config(), **options) as run:
+        try:
+            for tick in ticks(
+                run, 12, model=model, optimizer=optimizer, clip=1.0, log_every=10, checkpoint_every=10
+            ):
+                loss = model(x).square().mean()
+                torch.cuda.set_sync_debug_mode("default" if tick.every(10) else "error")
+                tick.update(loss, ids=x[:, 0], n=16, size=loss.detach())
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert [line["step"] for line in read_metrics(run.path)] == [10, 12]
+
+
+@pytest.mark.gpu
+def test_on_cuda_a_bad_loss_is_found_before_the_checkpoint(tmp_path):
+    model = nn.Linear(1, 1).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    options = {"seed": 0, "project": "p", "resume_command": "r {path}", "wandb": "disabled"}
+    with Run.create(tmp_path / "run", Config(), **options) as run:
+
+        def loop(steps, bad_step=None):
+            for tick in ticks(run, steps, model=model, optimizer=optimizer, log_every=10, checkpoint_every=4):
+                loss = model(torch.ones(4, 1, device="cuda")).mean()
+                tick.update(loss * (math.nan if tick.step == bad_step else 1.0), ids=[tick.step])
+            return tick.step
+
+        with pytest.raises(NonFiniteLoss, match=r"not finite at step 5, batch ids \[5\].*step_000000004"):
+            loop(20, bad_step=5)
+        assert [p.name for p in run.checkpoints.iterdir()] == ["step_000000004.safetensors"]
+        assert loop(8) == 8
