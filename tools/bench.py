@@ -57,9 +57,7 @@ def compare(before: dict, now: dict) -> None:
     """Print every rate that both records hold, and their ratio."""
     old, new = rates(before), rates(now)
     for name in old.keys() & new.keys():
-        print(
-            f"  {name:40} {new[name]:14,.0f}   last record {old[name]:14,.0f}   x{new[name] / old[name]:.2f}"
-        )
+        print(f"  {name:40} {new[name]:14,.0f}   last record {old[name]:14,.0f}   x{new[name] / old[name]:.2f}")
 
 
 def rates(record: dict) -> dict[str, float]:

@@ -47,9 +47,7 @@ def step(attention: Callable[[Tensor, Tensor, Tensor], Tensor], inputs: list[Ten
     torch.autograd.grad(attention(*inputs), inputs, grad)
 
 
-def packed_inputs(
-    total: int, heads: int, dim: int, dtype: torch.dtype, device: str
-) -> tuple[list[Tensor], Tensor]:
+def packed_inputs(total: int, heads: int, dim: int, dtype: torch.dtype, device: str) -> tuple[list[Tensor], Tensor]:
     q, k, v, grad = (torch.randn(total, heads, dim, dtype=dtype, device=device) for _ in range(4))
     return [x.requires_grad_() for x in (q, k, v)], grad
 
@@ -68,9 +66,7 @@ def segment_loop(offsets: np.ndarray) -> Callable[[Tensor, Tensor, Tensor], Tens
 def one_rectangle(offsets: np.ndarray) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     length = torch.from_numpy(np.diff(offsets))
     valid = torch.arange(int(length.max())) < length[:, None]
-    token = (torch.from_numpy(offsets[:-1])[:, None] + torch.arange(valid.size(1))).clamp(
-        max=int(offsets[-1]) - 1
-    )
+    token = (torch.from_numpy(offsets[:-1])[:, None] + torch.arange(valid.size(1))).clamp(max=int(offsets[-1]) - 1)
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q_r, k_r, v_r = (x[token].transpose(1, 2) for x in (q, k, v))
@@ -141,9 +137,7 @@ def bench_cpu(total: int, repeats: int) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--out", type=Path, help="write the JSON record here; default is stdout")
     parser.add_argument("--repeats", type=int, default=20)
@@ -152,9 +146,7 @@ def main() -> int:
         records = bench_blocks("cuda", 230_000, args.repeats) + bench_cuda(2**18, args.repeats)
     else:
         records = bench_blocks("cpu", 16_384, args.repeats) + bench_cpu(4096, args.repeats)
-    text = json.dumps(
-        {"command": sys.argv, "environment": environment(args.device), "records": records}, indent=1
-    )
+    text = json.dumps({"command": sys.argv, "environment": environment(args.device), "records": records}, indent=1)
     if args.out is None:
         print(text)
     else:

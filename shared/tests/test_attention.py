@@ -25,11 +25,7 @@ def may_see(kind, query, key):
     """The definition of each mask used below, on single indices."""
     if kind in ("segments", "causal segments"):
         own = [s for s in range(len(OFFSETS) - 1) if OFFSETS[s] <= query < OFFSETS[s + 1]]
-        return (
-            bool(own)
-            and OFFSETS[own[0]] <= key < OFFSETS[own[0] + 1]
-            and (kind == "segments" or key <= query)
-        )
+        return bool(own) and OFFSETS[own[0]] <= key < OFFSETS[own[0] + 1] and (kind == "segments" or key <= query)
     if kind in ("prefix", "symmetric prefix"):  # 7 slots, then data
         return key <= query or (kind == "symmetric prefix" and key < 7)
     if kind in (
@@ -44,9 +40,7 @@ def may_see(kind, query, key):
         return (key - 195) // 5 == group and (key <= query or kind == "symmetric postfix")
     if kind == "plain postfix":  # one group that sees everything before it
         return key <= query
-    return {"full": True, "causal": key <= query, "dense": (query * 7 + key * 3) % 5 < 2 and query != 11}[
-        kind
-    ]
+    return {"full": True, "causal": key <= query, "dense": (query * 7 + key * 3) % 5 < 2 and query != 11}[kind]
 
 
 KINDS = [
@@ -76,9 +70,7 @@ def build(kind, device="cpu"):
     if kind == "plain postfix":
         return Mask.memory_postfix(TOTAL - 8, 8, device=device)
     if "postfix" in kind:
-        return Mask.memory_postfix(
-            195, 5, positions=[195, 0, 130], causal_slots=kind == "postfix", device=device
-        )
+        return Mask.memory_postfix(195, 5, positions=[195, 0, 130], causal_slots=kind == "postfix", device=device)
     return (
         {"full": Mask.full, "causal": Mask.causal}[kind]()
         if kind != "dense"
@@ -273,9 +265,7 @@ def test_compiled_flex_forward_on_cpu(kind):
 def test_different_numbers_of_queries_and_keys():
     q, (k, v) = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 2, 9, 8)
     mask = Mask.dense(torch.rand(2, 1, 1, 9) > 0.5)
-    assert_parity(
-        attend(q, k, v, mask, backend="sdpa"), attend(q, k, v, mask, backend="reference"), atol=1e-5
-    )
+    assert_parity(attend(q, k, v, mask, backend="sdpa"), attend(q, k, v, mask, backend="reference"), atol=1e-5)
 
 
 def test_the_policy():

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lab_shared.attention import Mask, attend
-from lab_shared.attention.blocks import BLOCK, all_partial
+from lab_shared.attention.blocks import all_partial
 from lab_shared.attention.packing import ALIGN, RATIO, plan_buckets, to_buckets, to_tokens
 from lab_shared.testing import assert_parity
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
@@ -19,10 +19,11 @@ def offsets_of(lengths):
 def dense_blocks(number, index):
     """Counts and index lists as a bool matrix of blocks, entry by entry."""
     number, index = number[0, 0].tolist(), index[0, 0].tolist()
-    matrix = torch.zeros(len(number), len(index[0]), dtype=torch.bool)
+    matrix = torch.zeros(len(number), len(number), dtype=torch.bool)
     for row, count in enumerate(number):
+        assert count <= len(index[row]), "the list is too short for its count"
         assert len(set(index[row][:count])) == count, "a block is listed twice"
-        assert all(0 <= column < len(index[0]) for column in index[row])
+        assert all(0 <= column < len(number) for column in index[row])
         matrix[row, index[row][:count]] = True
     return matrix
 
@@ -31,21 +32,17 @@ def assert_blocks_equal(mask, *, exact=True):
     """mask.blocks against what create_block_mask finds by looking at every pair of tokens. Not exact: partial
     blocks may be more, full ones fewer."""
     spans, total = mask.spans, mask.total
-    oracle = create_block_mask(
-        lambda b, h, q, k: spans.contains(q, k), None, None, total, total, device="cpu", BLOCK_SIZE=BLOCK
-    )
     ours = mask.blocks
+    oracle = create_block_mask(
+        lambda b, h, q, k: spans.contains(q, k), None, None, total, total, device="cpu", BLOCK_SIZE=ours.size
+    )
     for view in ("kv", "q"):
         partial, full = (
             dense_blocks(getattr(ours, f"{kind}{view}_num"), getattr(ours, f"{kind}{view}_index"))
             for kind in ("", "full_")
         )
-        oracle_partial = dense_blocks(
-            getattr(oracle, f"{view}_num_blocks"), getattr(oracle, f"{view}_indices")
-        )
-        oracle_full = dense_blocks(
-            getattr(oracle, f"full_{view}_num_blocks"), getattr(oracle, f"full_{view}_indices")
-        )
+        oracle_partial = dense_blocks(getattr(oracle, f"{view}_num_blocks"), getattr(oracle, f"{view}_indices"))
+        oracle_full = dense_blocks(getattr(oracle, f"full_{view}_num_blocks"), getattr(oracle, f"full_{view}_indices"))
         assert not (partial & full).any()
         if exact:
             assert (partial == oracle_partial).all()
@@ -66,6 +63,13 @@ def test_segment_blocks_equal_create_block_mask(case, causal):
     lengths, padding = case
     if total := sum(lengths) + padding:
         assert_blocks_equal(Mask.segments(offsets_of(lengths), total, causal=causal))
+        longest = max(lengths, default=1)
+        assert_blocks_equal(Mask.segments(offsets_of(lengths), total, causal=causal, max_len=longest))
+
+
+def test_block_lists_are_only_as_long_as_the_longest_segment_needs():
+    mask = Mask.segments(offsets_of([60] * 400), 24_000, max_len=60)
+    assert mask.blocks.kv_index.shape == (1, 1, 375, 3)
 
 
 @pytest.mark.parametrize("lengths", [[128, 128, 384], [1] * 256, [0, 0, 640, 0], [100, 500, 40]])
@@ -79,9 +83,7 @@ def test_memory_blocks_equal_create_block_mask(n_data):
 
 
 @settings(max_examples=10, deadline=None)
-@given(
-    st.integers(1, 400), st.integers(1, 40), st.lists(st.floats(0, 1), min_size=1, max_size=5), st.booleans()
-)
+@given(st.integers(1, 400), st.integers(1, 40), st.lists(st.floats(0, 1), min_size=1, max_size=5), st.booleans())
 def test_grouped_slot_blocks_cover_what_is_seen(n_data, n_memory, fractions, causal_slots):
     positions = [round(f * n_data) for f in fractions]
     mask = Mask.memory_postfix(n_data, n_memory, positions=positions, causal_slots=causal_slots)
@@ -90,8 +92,9 @@ def test_grouped_slot_blocks_cover_what_is_seen(n_data, n_memory, fractions, cau
 
 def test_blocks_make_a_valid_block_mask():
     mask = Mask.segments(offsets_of([100, 500, 40]), 640)
-    block_mask = BlockMask((640, 640), *mask.blocks, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=None)
-    seen = mask.allowed_dense.view(5, BLOCK, 5, BLOCK).any(3).any(1)
+    size = mask.blocks.size
+    block_mask = BlockMask((640, 640), *mask.blocks[:8], BLOCK_SIZE=(size, size), mask_mod=None)
+    seen = mask.allowed_dense.view(640 // size, size, 640 // size, size).any(3).any(1)
     assert (block_mask.to_dense()[0, 0].bool() == seen).all()
     everything = all_partial(300, 129, torch.device("cpu"))
     assert everything.kv_num.tolist() == [[[2, 2, 2]]]
@@ -124,9 +127,7 @@ def test_moving_to_buckets_and_back_has_the_right_gradients():
     x = torch.randn(11, 1, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda y: tuple(p.sin() for p in to_buckets(y, plan)), (x,))
     assert torch.autograd.gradcheck(lambda y: to_tokens([p.sin() for p in to_buckets(y, plan)], plan), (x,))
-    assert torch.autograd.gradgradcheck(
-        lambda y: to_tokens([p.sin() for p in to_buckets(y, plan)], plan), (x,)
-    )
+    assert torch.autograd.gradgradcheck(lambda y: to_tokens([p.sin() for p in to_buckets(y, plan)], plan), (x,))
 
 
 def test_cu_seqlens_cover_all_tokens_in_static_shape():
@@ -168,9 +169,7 @@ def test_bad_masks_are_named():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(
-    "ignore:The .grad attribute:UserWarning"
-)  # dynamo's look at tensors where a graph breaks
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo's look at tensors where a graph breaks
 @pytest.mark.parametrize("prepared", [True, False])
 @pytest.mark.parametrize("backend", ["reference", "sdpa", "flex"])
 def test_a_new_mask_of_the_same_sizes_does_not_recompile(backend, prepared):

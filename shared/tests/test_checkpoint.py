@@ -74,9 +74,7 @@ arrays = st.builds(
 keys = st.text(max_size=4) | st.sampled_from(["~tensor", "a.b", "~dict"]) | st.integers() | st.none()
 trees = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | tensors | arrays,
-    lambda x: (
-        st.lists(x, max_size=3) | st.lists(x, max_size=3).map(tuple) | st.dictionaries(keys, x, max_size=3)
-    ),
+    lambda x: st.lists(x, max_size=3) | st.lists(x, max_size=3).map(tuple) | st.dictionaries(keys, x, max_size=3),
     max_leaves=8,
 )
 
@@ -171,9 +169,7 @@ def test_a_full_disk_costs_no_checkpoint(tmp_path, monkeypatch, call):
             patch.setattr("lab_shared.files.open", _FullFile, raising=False)
         else:
             patch.setattr(f"lab_shared.files.os.{call}", full)
-        with pytest.raises(
-            StorageError, match=r"step_000000002.*No space left.*free some space.*step_000000001"
-        ):
+        with pytest.raises(StorageError, match=r"step_000000002.*No space left.*free some space.*step_000000001"):
             save_checkpoint(tmp_path, 2, {"x": torch.ones(3)}, keep=1)
     assert checkpoint_path(tmp_path, 1).read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["step_000000001.safetensors"]
@@ -224,9 +220,7 @@ def test_weights_round_trip_with_ties_and_wrappers(tmp_path):
     for name, x in model_tensors(model).items():
         assert torch.equal(x, model_tensors(other)[name])
     assert other.head.weight is other.embed.weight
-    assert not any(
-        "_orig_mod" in name for name in model_tensors(nn.Sequential(torch.compile(nn.Linear(1, 1))))
-    )
+    assert not any("_orig_mod" in name for name in model_tensors(nn.Sequential(torch.compile(nn.Linear(1, 1)))))
 
 
 def test_weights_that_do_not_fit_change_nothing_and_say_why(tmp_path):

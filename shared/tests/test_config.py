@@ -159,9 +159,7 @@ PRESETS = {
 
 def test_preset_cli_overrides_fields_of_a_preset():
     assert preset_cli(PRESETS, ["small"], "prog") == Config("small")
-    got = preset_cli(
-        PRESETS, ["large", "--optim.lr", "1e-3", "--optim.schedule", "wsd", "--cap", "7"], "prog"
-    )
+    got = preset_cli(PRESETS, ["large", "--optim.lr", "1e-3", "--optim.schedule", "wsd", "--cap", "7"], "prog")
     assert got == replace(PRESETS["large"][1], optim=Optim(lr=1e-3, schedule="wsd"), cap=7)
 
 

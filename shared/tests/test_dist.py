@@ -124,9 +124,7 @@ def test_alone_the_weighted_mean_is_the_mean() -> None:
     weighted_mean_loss(x.square().sum(), 300, Dist()).backward()
     assert torch.allclose(x.grad, 2 * x.detach() / 300)
     n = torch.tensor(257)  # which bf16 does not hold
-    assert weighted_mean_loss(torch.tensor(256.0, dtype=torch.bfloat16), n, Dist()) == pytest.approx(
-        256 / 257
-    )
+    assert weighted_mean_loss(torch.tensor(256.0, dtype=torch.bfloat16), n, Dist()) == pytest.approx(256 / 257)
     assert n == 257
 
 
@@ -154,9 +152,7 @@ def test_single_process(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_init_refuses(
-    monkeypatch: pytest.MonkeyPatch, place: dict[str, int], device: str, message: str
-) -> None:
+def test_init_refuses(monkeypatch: pytest.MonkeyPatch, place: dict[str, int], device: str, message: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
@@ -176,9 +172,7 @@ def test_init_refuses_a_missing_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_under_torchrun_itself(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run(
-        [*launch, __file__, str(tmp_path)], env=environment(OMP_NUM_THREADS=1), check=True, timeout=300
-    )
+    subprocess.run([*launch, __file__, str(tmp_path)], env=environment(OMP_NUM_THREADS=1), check=True, timeout=300)
     assert (tmp_path / "rank1.npz").exists()
 
 

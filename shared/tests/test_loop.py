@@ -32,9 +32,7 @@ STEPS, CHECKPOINT_EVERY = 23, 4  # of loop_program.py
 def train():
     """Run one job of loop_program.py in processes of its own; see there."""
     program = Path(__file__).with_name("loop_program.py")
-    server = subprocess.Popen(
-        [sys.executable, str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    server = subprocess.Popen([sys.executable, str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert server.stdin is not None
     assert server.stdout is not None
 
@@ -117,9 +115,7 @@ def test_many_kills_in_one_run_at_random_moments(train, uninterrupted, tmp_path)
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
-def test_a_stop_signal_finishes_the_step_saves_and_tells_the_way_back(
-    train, uninterrupted, tmp_path, name, code
-):
+def test_a_stop_signal_finishes_the_step_saves_and_tells_the_way_back(train, uninterrupted, tmp_path, name, code):
     out = tmp_path / "a run"
     answer = train(out, fault=["before", 6], signals=[name])
     assert answer["status"] == [code]
@@ -162,9 +158,7 @@ def test_a_disk_that_refuses_ends_the_run_with_the_way_back(train, uninterrupted
     assert answer["status"] == [1]
     message = answer["stderr"][0]
     assert "Traceback" not in message
-    assert (
-        f"StorageError: cannot write {out}/checkpoints/step_000000008.safetensors: File too large" in message
-    )
+    assert f"StorageError: cannot write {out}/checkpoints/step_000000008.safetensors: File too large" in message
     assert "step_000000004.safetensors is intact" in message
     assert f"Then go on with: again --resume {out}" in message
     assert train(out, resume=True)["status"] == [0]
@@ -404,9 +398,7 @@ def test_on_cuda_nothing_waits_for_the_device_between_log_points(tmp_path):
     options = {"seed": 0, "project": "p", "resume_command": "r {path}", "wandb": "disabled"}
     with Run.create(tmp_path / "run", Config(), **options) as run:
         try:
-            for tick in ticks(
-                run, 12, model=model, optimizer=optimizer, clip=1.0, log_every=10, checkpoint_every=10
-            ):
+            for tick in ticks(run, 12, model=model, optimizer=optimizer, clip=1.0, log_every=10, checkpoint_every=10):
                 loss = model(x).square().mean()
                 torch.cuda.set_sync_debug_mode("default" if tick.every(10) else "error")
                 tick.update(loss, ids=x[:, 0], n=16, size=loss.detach())

@@ -8,10 +8,7 @@ from lab_shared.testing import assert_parity
 
 @given(st.integers(1, 40), st.floats(0.1, 100), st.integers(0, 2**16))
 def test_rms_is_one_at_any_scale(dim, scale, seed):
-    x = (
-        torch.randn(5, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
-        + scale
-    )
+    x = torch.randn(5, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale + scale
     mean_square = x.square().mean(-1)
     assert_parity(rms_norm(x).square().mean(-1), mean_square / (mean_square + 1e-6), atol=1e-9)
 

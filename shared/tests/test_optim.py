@@ -26,9 +26,7 @@ class Net(nn.Module):
         self.embed = nn.Embedding(11, 16)
         self.project = nn.Linear(5, 16, bias=False)
         self.layers = nn.ModuleList(
-            nn.ModuleDict(
-                {"up": nn.Linear(16, 24), "down": nn.Linear(24, 16, bias=False), "norm": nn.LayerNorm(16)}
-            )
+            nn.ModuleDict({"up": nn.Linear(16, 24), "down": nn.Linear(24, 16, bias=False), "norm": nn.LayerNorm(16)})
             for _ in range(3)
         )
         self.conv = nn.Conv1d(16, 8, 3, bias=False) if conv else None
@@ -123,9 +121,7 @@ def polynomial(s: Tensor) -> Tensor:
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 3), st.integers(0, 10**6), st.floats(-3, 3))
 @settings(deadline=None, max_examples=60)
-def test_newton_schulz_acts_on_singular_values(
-    m: int, n: int, batch: int, seed: int, log_scale: float
-) -> None:
+def test_newton_schulz_acts_on_singular_values(m: int, n: int, batch: int, seed: int, log_scale: float) -> None:
     G = torch.randn(batch, m, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     O = newton_schulz(G * 10**log_scale, torch.float64)
     U, S, Vh = torch.linalg.svd(G, full_matrices=False)
@@ -282,9 +278,7 @@ def test_resume_is_bit_exact(kind: str, impl: str) -> None:
     train(resumed, other, range(3, 6))
     for (name, a), b in zip(model.named_parameters(), resumed.named_parameters(), strict=True):
         assert torch.equal(a, b[1]), name
-    for a, b in zip(
-        optimizer.state_dict()["state"].values(), other.state_dict()["state"].values(), strict=True
-    ):
+    for a, b in zip(optimizer.state_dict()["state"].values(), other.state_dict()["state"].values(), strict=True):
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 

@@ -37,9 +37,7 @@ class Outline(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.ids += [value for key, value in attrs if key == "id"]
-        self.fetched += [
-            value for key, value in attrs if key in ("src", "href", "xlink:href", "srcset", "action")
-        ]
+        self.fetched += [value for key, value in attrs if key in ("src", "href", "xlink:href", "srcset", "action")]
         if tag not in VOID:
             self.stack.append(tag)
 

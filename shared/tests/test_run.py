@@ -69,9 +69,7 @@ def test_a_folder_belongs_to_one_run(tmp_path):
         Run.open(run.path)
     run.close()
     run.close()
-    with pytest.raises(
-        RunError, match=r"already holds a run \(config.json\): go on with `go --resume .*/run`"
-    ):
+    with pytest.raises(RunError, match=r"already holds a run \(config.json\): go on with `go --resume .*/run`"):
         create(run.path)
     (run.path / "run.lock").write_text("999999999")  # the process is gone, its note remains
     Run.open(run.path).close()
@@ -92,9 +90,7 @@ def test_a_folder_with_data_in_it_is_fine(tmp_path):
 
 def test_folders_and_disks_that_refuse(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        StorageError, match=r"cannot write .*file/run: Not a directory; .* choose another folder"
-    ):
+    with pytest.raises(StorageError, match=r"cannot write .*file/run: Not a directory; .* choose another folder"):
         create(tmp_path / "file" / "run")
     with pytest.raises(ConfigError, match="width: expected int"):
         create(tmp_path / "run", Config(width="4"))  # type: ignore[arg-type]

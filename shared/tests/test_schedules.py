@@ -26,9 +26,7 @@ def test_one_cycle_is_torchs(total: int, warmup: int) -> None:
         final_div_factor=1000,
     )
     for step in range(total):
-        assert lr_multiplier("one_cycle", step, total, warmup=warmup) == pytest.approx(
-            theirs.get_last_lr()[0]
-        )
+        assert lr_multiplier("one_cycle", step, total, warmup=warmup) == pytest.approx(theirs.get_last_lr()[0])
         optimizer.step()
         if step < total - 1:
             theirs.step()

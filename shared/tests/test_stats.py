@@ -105,9 +105,7 @@ def test_grouped_jackknife_has_the_acceleration_of_leave_one_out() -> None:
     np.testing.assert_allclose(bootstrap._group_left_out(small, np.mean), (small.sum() - small) / 49)
 
 
-@pytest.mark.parametrize(
-    ("stat", "truth"), [(np.mean, 1.0), (np.median, math.log(2)), (Quantile(0.75), math.log(4))]
-)
+@pytest.mark.parametrize(("stat", "truth"), [(np.mean, 1.0), (np.median, math.log(2)), (Quantile(0.75), math.log(4))])
 def test_coverage(stat: object, truth: float) -> None:
     """Exponential values, n = 60: the 90% interval holds the truth in 90% of 300 experiments."""
     rng = np.random.default_rng(5)

@@ -18,9 +18,7 @@ def test_parity_passes_within_tolerance_and_fails_outside():
     y = x.clone()
     y[1, 2] += 0.5
     y[0, 1] += 0.1
-    with pytest.raises(
-        AssertionError, match=r"flex: 2 of 6 elements.*\[1, 2\]: 5.5 against 5 \(difference 0.5"
-    ):
+    with pytest.raises(AssertionError, match=r"flex: 2 of 6 elements.*\[1, 2\]: 5.5 against 5 \(difference 0.5"):
         assert_parity(y, x, atol=1e-5, name="flex")
 
 

@@ -58,9 +58,7 @@ def fit_naive(event, xyz, variant):
     t = time - np.average(time, weights=weight)
     r = xyz[sensor] - np.average(xyz[sensor], axis=0, weights=weight)
     # weighted least squares of r against t, by the normal equations of a general solver
-    velocity = np.linalg.lstsq(
-        np.sqrt(weight)[:, None] * t[:, None], np.sqrt(weight)[:, None] * r, rcond=None
-    )[0][0]
+    velocity = np.linalg.lstsq(np.sqrt(weight)[:, None] * t[:, None], np.sqrt(weight)[:, None] * r, rcond=None)[0][0]
     norm = np.linalg.norm(velocity)
     return np.array([0.0, 0, 1]) if norm == 0 else -velocity / norm
 
@@ -92,9 +90,7 @@ def test_recovers_where_a_particle_came_from(variant):
 
 
 def test_late_light_and_noise_are_left_out():
-    along = np.stack(
-        [np.zeros(20), np.zeros(20), np.linspace(300, -300, 20)], -1
-    )  # moves down: came from above
+    along = np.stack([np.zeros(20), np.zeros(20), np.linspace(300, -300, 20)], -1)  # moves down: came from above
     xyz = torch.tensor(np.concatenate([along, [[400.0, 0, 0], [-400.0, 0, 0]]]))
     times = np.append(np.linspace(9800, 11_800, 20).astype(int), [15_000, 15_500])
     late_hlc = (np.arange(22), times, np.ones(22), np.zeros(22, bool))
@@ -170,9 +166,7 @@ def test_random_directions_are_isotropic_and_seeded():
     assert_parity(a.norm(dim=-1), torch.ones(20_000), atol=1e-12)
     assert a.mean(0).abs().max() < 4 / np.sqrt(3 * 20_000)
     up = torch.tensor([0.0, 0, 1]).double()
-    assert float(opening_angle_deg(a, up.expand_as(a)).mean()) == pytest.approx(
-        90, abs=4 * 39.2 / np.sqrt(20_000)
-    )
+    assert float(opening_angle_deg(a, up.expand_as(a)).mean()) == pytest.approx(90, abs=4 * 39.2 / np.sqrt(20_000))
 
 
 def test_runs_on_the_real_events():

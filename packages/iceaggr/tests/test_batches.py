@@ -48,9 +48,7 @@ def stream(cache, tables) -> Iterator[Callable[..., TokenBatches]]:
 def equal(a: TokenBatch, b: TokenBatch) -> bool:
     tensors = ("features_TF", "offsets_E1", "cls_E", "valid_E", "target_E3")
     same = all(torch.equal(getattr(a, name), getattr(b, name)) for name in tensors)
-    return (
-        same and np.array_equal(a.index_E, b.index_E) and (a.n_events, a.n_tokens) == (b.n_events, b.n_tokens)
-    )
+    return same and np.array_equal(a.index_E, b.index_E) and (a.n_events, a.n_tokens) == (b.n_events, b.n_tokens)
 
 
 @settings(max_examples=40, deadline=None)
@@ -146,9 +144,7 @@ def test_a_position_of_another_stream_is_refused(stream, cache, tables):
         stream(token_budget=80, event_capacity=state["event_capacity"]).load_state_dict(state)
     with pytest.raises(BatchError, match="seed"):
         stream(seed=6).load_state_dict(state)
-    other = TokenBatches(
-        cache, np.arange(1, 101), CONFIG, tables, token_budget=64, seed=5, event_capacity=999
-    )
+    other = TokenBatches(cache, np.arange(1, 101), CONFIG, tables, token_budget=64, seed=5, event_capacity=999)
     with pytest.raises(BatchError, match="events"):
         other.load_state_dict(state | {"event_capacity": 999})
 
@@ -185,24 +181,18 @@ def test_an_event_that_does_not_fit_is_named(cache, tables):
         TokenBatches(cache, np.arange(0), config, tables, token_budget=20, seed=0)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"static": True}, {"sort": False}, {"event_capacity": 3}, {"prefetch": 2}]
-)
+@pytest.mark.parametrize("options", [{}, {"static": True}, {"sort": False}, {"event_capacity": 3}, {"prefetch": 2}])
 @pytest.mark.parametrize("world", [1, 3])
 def test_one_pass_takes_every_event_exactly_once(cache, tables, options, world):
     events = np.arange(7, 120, 2)
     batches = [
         batch
         for rank in range(world)
-        for batch in one_pass(
-            cache, events, CONFIG, tables, token_budget=50, rank=rank, world=world, **options
-        )
+        for batch in one_pass(cache, events, CONFIG, tables, token_budget=50, rank=rank, world=world, **options)
     ]
     assert sorted(i for batch in batches for i in batch.index_E) == events.tolist()
     for batch in batches:
-        assert np.allclose(
-            batch.target_E3[: batch.n_events].numpy(), cache.direction_E3[batch.index_E], atol=1e-6
-        )
+        assert np.allclose(batch.target_E3[: batch.n_events].numpy(), cache.direction_E3[batch.index_E], atol=1e-6)
         assert batch.n_events <= options.get("event_capacity", 99)
     if not options and world == 1:
         lengths = [int(cache.n_doms[i]) for batch in batches for i in batch.index_E]

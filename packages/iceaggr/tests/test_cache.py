@@ -267,9 +267,7 @@ def test_truth_and_labels_come_along(source, tmp_path):
     folder = KaggleFolder(source)
     ids = np.concatenate([folder.read_events(b).event_id_E for b in folder.batch_ids])
     kinds = np.where(np.arange(18) % 3 == 0, "track", "cascade")
-    pl.DataFrame({"event_id": ids, "type": kinds, "energy": np.arange(18.0)}).write_parquet(
-        source / "truth.parquet"
-    )
+    pl.DataFrame({"event_id": ids, "type": kinds, "energy": np.arange(18.0)}).write_parquet(source / "truth.parquet")
     cache = build_cache(source, tmp_path / "store", limit_events=13)
     assert cache.truth is not None
     assert cache.truth["type"].tolist() == [int(i % 3 == 0) for i in range(13)]

@@ -15,9 +15,7 @@ def make_event(doms, times, charges, auxiliary, **known):
     """An event on DOMs that lie 17 m apart on a line."""
     doms = np.asarray(doms)
     xyz = np.stack([10.0 * doms, -5.0 * doms, 17.0 * doms], axis=1)
-    return Event(
-        xyz, np.asarray(times), np.asarray(charges, dtype=np.float64), np.asarray(auxiliary), **known
-    )
+    return Event(xyz, np.asarray(times), np.asarray(charges, dtype=np.float64), np.asarray(auxiliary), **known)
 
 
 @pytest.fixture

@@ -219,9 +219,7 @@ def test_rotation_about_the_vertical(angle, x, y, z):
     assert torch.allclose(turned.norm(), vector.norm())
     assert float(turned[0, 2]) == z
     assert torch.allclose(rotate_z(turned, -turn), vector, atol=1e-9)
-    assert torch.allclose(
-        rotate_z(torch.tensor([[1.0, 0, 0]]), torch.tensor([math.pi / 2]))[0, 1], torch.tensor(1.0)
-    )
+    assert torch.allclose(rotate_z(torch.tensor([[1.0, 0, 0]]), torch.tensor([math.pi / 2]))[0, 1], torch.tensor(1.0))
 
 
 @pytest.mark.parametrize("name", CONFIGS)

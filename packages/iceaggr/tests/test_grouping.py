@@ -57,10 +57,7 @@ def test_another_order_of_the_pulses_gives_the_same_doms(make_pulses):
     shuffled = torch.cat([torch.randperm(40), 40 + torch.randperm(60)])
     other = Pulses(
         **vars(pulses)
-        | {
-            name: getattr(pulses, name)[shuffled]
-            for name in ("sensor_P", "time_P", "charge_P", "auxiliary_P")
-        }
+        | {name: getattr(pulses, name)[shuffled] for name in ("sensor_P", "time_P", "charge_P", "auxiliary_P")}
     )
     a, b = group_doms(pulses), group_doms(other)
     for name in ("event_D", "sensor_D", "start_D", "count_D", "offsets_E1"):

@@ -22,9 +22,7 @@ from iceaggr.data.schema import DataError, Events
 @pytest.fixture
 def folder(make_pulses, tmp_path) -> Path:
     """Two batch files of five events each, labelled."""
-    write_folder(
-        tmp_path / "data", {1: make_pulses([4, 2, 7, 1, 5], seed=1), 3: make_pulses([3] * 5, seed=2)}
-    )
+    write_folder(tmp_path / "data", {1: make_pulses([4, 2, 7, 1, 5], seed=1), 3: make_pulses([3] * 5, seed=2)})
     return tmp_path / "data"
 
 
@@ -48,9 +46,7 @@ def test_real_events(real_mini):
     assert (folder.split, folder.batch_ids, folder.labelled, folder.n_events) == ("train", [1], True, 5)
     assert pulses.event_id_E.tolist() == [24, 41, 59, 67, 72]
     assert pulses.counts_E.tolist() == [61, 51, 36, 142, 62]
-    first_hlc = [
-        pulses.time_P[e.start : e.stop][~pulses.auxiliary_P[e.start : e.stop]][0] for e in spans(pulses)
-    ]
+    first_hlc = [pulses.time_P[e.start : e.stop][~pulses.auxiliary_P[e.start : e.stop]][0] for e in spans(pulses)]
     assert all(9863 <= int(t) <= 9890 for t in first_hlc)
     raw = pl.read_parquet(real_mini / "train" / "batch_1.parquet")
     assert np.array_equal(pulses.charge_P.numpy(), raw["charge"].to_numpy().astype(np.float32))
@@ -122,9 +118,7 @@ def test_lossless_types_are_accepted(folder):
     file = folder / "train" / "batch_1.parquet"
     before = KaggleFolder(folder).read_batch(1)
     table = pl.read_parquet(file)
-    table = table.cast(
-        {"sensor_id": pl.Int32, "time": pl.UInt32, "charge": pl.Float32, "event_id": pl.UInt64}
-    )
+    table = table.cast({"sensor_id": pl.Int32, "time": pl.UInt32, "charge": pl.Float32, "event_id": pl.UInt64})
     table.write_parquet(file)
     after = KaggleFolder(folder).read_batch(1)
     assert all(x is None or bool((x == getattr(after, name)).all()) for name, x in vars(before).items())
@@ -148,10 +142,7 @@ def edit_meta(change: Callable[[pl.DataFrame], pl.DataFrame]) -> Callable[[Path]
 
 def put(column: str, row: int, value: object) -> Callable[[pl.DataFrame], pl.DataFrame]:
     return lambda t: t.with_columns(
-        pl.when(pl.int_range(pl.len()) == row)
-        .then(pl.lit(value, t.schema[column]))
-        .otherwise(column)
-        .alias(column)
+        pl.when(pl.int_range(pl.len()) == row).then(pl.lit(value, t.schema[column])).otherwise(column).alias(column)
     )
 
 
@@ -266,9 +257,7 @@ def test_a_failed_write_leaves_nothing(make_pulses, tmp_path, monkeypatch):
 def test_truth_comes_in_the_order_asked_for(folder):
     source = KaggleFolder(folder)
     ids = source.read_batch(1).event_id_E.numpy()
-    table = pl.DataFrame(
-        {"event_id": ids, "type": ["track", "cascade"] * 2 + ["track"], "energy": np.arange(5) * 1.5}
-    )
+    table = pl.DataFrame({"event_id": ids, "type": ["track", "cascade"] * 2 + ["track"], "energy": np.arange(5) * 1.5})
     table.reverse().write_parquet(folder / "truth.parquet")
     source = KaggleFolder(folder)
     truth = source.read_truth(ids[[3, 0]])

@@ -93,9 +93,7 @@ def test_vmf_matches_float64(kappa, angle):
         k = float(np.linalg.norm(v64))
         psi = math.atan2(np.linalg.norm(np.cross(v64, t64)), v64 @ t64)
         expected = nll_float64(k, 1 - 2 * math.sin(psi / 2) ** 2)
-        assert float(vmf_nll(v[i : i + 1], target[i : i + 1])[0]) == pytest.approx(
-            expected, rel=3e-6, abs=3e-6
-        )
+        assert float(vmf_nll(v[i : i + 1], target[i : i + 1])[0]) == pytest.approx(expected, rel=3e-6, abs=3e-6)
 
 
 @pytest.mark.parametrize("kappa", [0.0, 0.2, 0.7, 5.0, 200.0])
@@ -123,9 +121,7 @@ def test_vmf_gradient_matches_the_formula(log_kappa, angle, seed):
 
 def test_both_losses_are_rotation_invariant():
     v, target = 3 * unit(100, seed=1), unit(100, seed=2)
-    q = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(7)))[
-        0
-    ].float()
+    q = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(7)))[0].float()
     for loss in (angle_loss, vmf_nll):
         assert float(loss(v @ q.T, target @ q.T)[0]) == pytest.approx(float(loss(v, target)[0]), rel=1e-5)
 

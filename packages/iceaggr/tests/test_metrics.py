@@ -26,9 +26,7 @@ def test_angles_round_trip(azimuth, zenith):
 
 
 def test_azimuth_never_reaches_two_pi():
-    az, zen = vector_to_angles(
-        np.array([[1.0, -1e-300, 0], [1.0, -1e-17, 0], [1, 0.0, 0], [-1, -0.0, 0], [0, 0, -2]])
-    )
+    az, zen = vector_to_angles(np.array([[1.0, -1e-300, 0], [1.0, -1e-17, 0], [1, 0.0, 0], [-1, -0.0, 0], [0, 0, -2]]))
     assert ((az >= 0) & (az < 2 * np.pi)).all()
     assert_parity(zen, np.array([np.pi / 2] * 4 + [np.pi]), atol=1e-15)
 

@@ -259,9 +259,7 @@ def test_resolution_matches_a_loop():
 
 def test_sharpness_matches_a_loop(predictions):
     error, kappa = predictions["error_deg"], predictions["kappa"]
-    columns = summaries.sharpness(
-        kappa, {"model": error, "line fit": predictions["linefit_error_deg"]}, steps=7
-    )
+    columns = summaries.sharpness(kappa, {"model": error, "line fit": predictions["linefit_error_deg"]}, steps=7)
     ranked = sorted(range(N), key=lambda i: -kappa[i])
     for i, fraction in enumerate(columns["fraction"]):
         kept = ranked[: round(fraction * N)]

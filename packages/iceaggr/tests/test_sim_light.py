@@ -106,9 +106,7 @@ def test_emission_and_delay_are_densities() -> None:
     density = light.delay_log_density(delay, torch.full_like(delay, 2.5), torch.full_like(delay, 0.004)).exp()
     assert float(torch.trapezoid(density, delay)) == pytest.approx(1, abs=1e-3)
     assert float(torch.trapezoid(density * delay, delay)) == pytest.approx(2.5 / 0.004, rel=1e-3)
-    assert (
-        float(light.delay_log_density(torch.tensor(-1.0), torch.tensor(2.0), torch.tensor(1.0))) == -math.inf
-    )
+    assert float(light.delay_log_density(torch.tensor(-1.0), torch.tensor(2.0), torch.tensor(1.0))) == -math.inf
 
 
 @pytest.mark.parametrize("kind", ["showers", "tracks"])
@@ -136,9 +134,7 @@ def test_track_light_arrives_on_the_cherenkov_cone(sources) -> None:
     long = (tracks.stop_M - tracks.start_M > 600).nonzero()[0]
     sensor = torch.tensor([100, 2000, 3333])
     found = track_light(tracks, long.expand(3), sensor, ARRAY, CONFIG)
-    place = torch.linspace(
-        float(tracks.start_M[long]), float(tracks.stop_M[long]), 400_001, dtype=torch.float64
-    )
+    place = torch.linspace(float(tracks.start_M[long]), float(tracks.stop_M[long]), 400_001, dtype=torch.float64)
     point = tracks.anchor_M3[long].double() + place[:, None] * tracks.direction_M3[long].double()
     for row, s in enumerate(sensor):
         distance = (point - ARRAY.xyz_3S[:, s].double()).norm(dim=1)

@@ -71,11 +71,7 @@ def environment(device: torch.device | str = "cpu", repository: Path | None = No
 
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
-    names = (
-        [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.exists()
-        else []
-    )
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     return names[0].split(":", 1)[1].strip() if names else platform.processor() or platform.machine()
 
 
@@ -83,9 +79,7 @@ def _git_commit(folder: Path) -> str | None:
     """The commit's hash, with "+dirty" if files differ from it; None outside a repository."""
     try:
         commit, changes = (
-            subprocess.run(
-                ["git", *args], cwd=folder, capture_output=True, text=True, check=True
-            ).stdout.strip()
+            subprocess.run(["git", *args], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
             for args in (("rev-parse", "HEAD"), ("status", "--porcelain"))
         )
     except (OSError, subprocess.CalledProcessError):

@@ -102,8 +102,7 @@ def _decode_dataclass(cls: Any, data: Any, path: str) -> Any:
     for key in data:
         if key not in known:
             raise ConfigError(
-                f"unknown key {_join(path, key)!r}{_did_you_mean(key, known)}; "
-                f"{cls.__name__} has {', '.join(known)}"
+                f"unknown key {_join(path, key)!r}{_did_you_mean(key, known)}; {cls.__name__} has {', '.join(known)}"
             )
     for name, f in known.items():
         if name not in data and f.default is MISSING and f.default_factory is MISSING:
@@ -144,9 +143,7 @@ def _decode_sequence(kind: type, args: tuple[Any, ...], data: Any, path: str) ->
         element_hints = [] if args == ((),) else list(args)
         if len(element_hints) != len(data):
             _wrong(path, f"a list of {len(element_hints)} elements", data)
-    return kind(
-        _decode(hint, x, f"{path}[{i}]") for i, (hint, x) in enumerate(zip(element_hints, data, strict=True))
-    )
+    return kind(_decode(hint, x, f"{path}[{i}]") for i, (hint, x) in enumerate(zip(element_hints, data, strict=True)))
 
 
 def _wrong(path: str, expected: str, data: Any) -> Any:

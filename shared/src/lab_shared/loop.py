@@ -93,9 +93,7 @@ def ticks(
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
     with StopSignals(announce=run.is_main) as signals:
-        tick = Tick(
-            run, steps, model, optimizer, lr, clip, state or {}, unit, log_every, dist or Dist(), signals
-        )
+        tick = Tick(run, steps, model, optimizer, lr, clip, state or {}, unit, log_every, dist or Dist(), signals)
         run.progress.start(tick.step, steps)
         try:
             while tick.step < steps:
@@ -103,9 +101,7 @@ def ticks(
                 yield tick
                 stop = tick._finish(save=tick.every(checkpoint_every), keep=keep)
                 if stop:
-                    run.progress.line(
-                        f"Stopped and saved at step {tick.step}. Go on with: {run.resume_command}"
-                    )
+                    run.progress.line(f"Stopped and saved at step {tick.step}. Go on with: {run.resume_command}")
                     raise Stopped(128 + stop)
         finally:
             run.progress.stop()
@@ -156,9 +152,7 @@ class Tick:
         """True at every k-th step and at the last one."""
         return self.step % k == 0 or self.last
 
-    def update(
-        self, loss: Tensor, *, ids: Any = None, n: int | Tensor = 1, **metrics: Tensor | float
-    ) -> None:
+    def update(self, loss: Tensor, *, ids: Any = None, n: int | Tensor = 1, **metrics: Tensor | float) -> None:
         """The optimiser step: backward, clipping, learning rate, step, zero_grad; and the books about it.
 
         loss: 0-d; with several ranks, its mean over them is the objective (dist.weighted_mean_loss).

@@ -60,9 +60,7 @@ class Meter:
             # A fill kernel; torch.tensor would copy from pageable memory.
             return torch.full((), value, dtype=torch.float64, device=self._device)
         if value.ndim:
-            raise ValueError(
-                f"metric {name!r} must be one number, got shape {tuple(value.shape)}: take its mean"
-            )
+            raise ValueError(f"metric {name!r} must be one number, got shape {tuple(value.shape)}: take its mean")
         return value.detach()
 
 

@@ -138,9 +138,7 @@ def _require_gradients(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         for name, p in zip(group["param_names"], group["params"], strict=True):
             if p.grad is None:
-                raise RuntimeError(
-                    f"{name!r} has no gradient, which muon-optimizer cannot take: use impl='fused'"
-                )
+                raise RuntimeError(f"{name!r} has no gradient, which muon-optimizer cannot take: use impl='fused'")
 
 
 def make_optimizer(

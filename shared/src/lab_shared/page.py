@@ -88,9 +88,7 @@ class Page:
             for i, row in enumerate(rows)
         )
         title = f"<caption><span>{_inline(caption)}</span></caption>" if caption else ""
-        self._blocks.append(
-            f'<div class="scroll" tabindex="0"><table>{title}{head}<tbody>{body}</tbody></table></div>'
-        )
+        self._blocks.append(f'<div class="scroll" tabindex="0"><table>{title}{head}<tbody>{body}</tbody></table></div>')
 
     def figure(self, figure: Figure, caption: str, alt: str, *, width: Width = "full") -> None:
         """A matplotlib figure as inline SVG. `alt` says in words what it shows."""
@@ -106,9 +104,7 @@ class Page:
 
         figure = go.Figure(figure)  # a copy: the caller's keeps its own look
         clear = "rgba(0,0,0,0)"
-        figure.update_layout(
-            paper_bgcolor=clear, plot_bgcolor=clear, font={"color": GREY, "family": "system-ui"}
-        )
+        figure.update_layout(paper_bgcolor=clear, plot_bgcolor=clear, font={"color": GREY, "family": "system-ui"})
         self._figures += 1
         live = plotly.io.to_html(
             figure,
@@ -160,9 +156,7 @@ class Page:
         return path
 
     def _figure(self, body: str, caption: str, width: Width) -> None:
-        self._blocks.append(
-            f'<figure class="{width}">{body}<figcaption>{_inline(caption)}</figcaption></figure>'
-        )
+        self._blocks.append(f'<figure class="{width}">{body}<figcaption>{_inline(caption)}</figcaption></figure>')
 
 
 def _inline(text: str) -> str:

@@ -125,6 +125,4 @@ class Counter:
             self._bar.stop()
         seconds = time.monotonic() - self._started
         if kind is None and self._done:
-            print(
-                f"{self._title}: {self._done:,} {self._unit} in {seconds:.1f} s", file=sys.stderr, flush=True
-            )
+            print(f"{self._title}: {self._done:,} {self._unit} in {seconds:.1f} s", file=sys.stderr, flush=True)

@@ -112,9 +112,7 @@ class Run:
                 parts = ("config.json", "metrics.jsonl", "checkpoints")
                 if taken := [name for name in parts if (path / name).exists()]:
                     command = resume_command.format(path=shlex.quote(str(path)))
-                    raise RunError(
-                        f"{path} already holds a run ({taken[0]}): go on with `{command}` or choose another"
-                    )
+                    raise RunError(f"{path} already holds a run ({taken[0]}): go on with `{command}` or choose another")
                 session = _record_session(path, seed, dist, "dirty.diff")
                 atomic_write(path / "manifest.json", _to_text({**facts, **session, "resumes": []}))
                 atomic_write(path / "config.json", text)  # last: with it the folder is a run
@@ -336,9 +334,7 @@ def _start_wandb(path: Path, facts: dict[str, Any], progress: Progress) -> Any:
     try:
         import wandb
     except ImportError:
-        progress.line(
-            "wandb is not installed: metrics.jsonl is the only record (pip install wandb for the mirror)"
-        )
+        progress.line("wandb is not installed: metrics.jsonl is the only record (pip install wandb for the mirror)")
         return None
     cache = os.environ.get("WANDB_CACHE_DIR")
     # Its logs go to ~/.cache otherwise.

@@ -43,7 +43,5 @@ class StopSignals:
         self.received = number
         if self._announce:
             # Not print: the handler may have interrupted one, whose buffer does not allow a second.
-            text = (
-                f"\n{signal.Signals(number).name}: finishing this step and saving; once more stops at once\n"
-            )
+            text = f"\n{signal.Signals(number).name}: finishing this step and saving; once more stops at once\n"
             os.write(2, text.encode())

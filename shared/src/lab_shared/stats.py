@@ -172,6 +172,5 @@ def _padded(table: list[list[str]]) -> list[list[str]]:
     """Every column to one width, names to the left and numbers to the right."""
     widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
     return [
-        [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
-        for line in table
+        [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))] for line in table
     ]

@@ -16,9 +16,7 @@ from torch import Tensor
 ArrayLike = Tensor | np.ndarray | float
 
 
-def assert_parity(
-    fast: ArrayLike, reference: ArrayLike, *, atol: float, rtol: float = 0.0, name: str = "fast"
-) -> None:
+def assert_parity(fast: ArrayLike, reference: ArrayLike, *, atol: float, rtol: float = 0.0, name: str = "fast") -> None:
     """Raise AssertionError unless |fast - reference| <= atol + rtol |reference| everywhere, in float64.
 
     Shapes must be equal (no broadcasting). Infinities must agree in place and sign; a NaN on either side

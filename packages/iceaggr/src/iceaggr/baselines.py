@@ -74,9 +74,7 @@ def segment_median(value_P: Tensor, selected_P: Tensor, offsets_E1: Tensor) -> T
     if n_values == 0:
         return value_P.new_zeros(n_segments, dtype=torch.int64)
     counts_E = offsets_E1.diff()
-    segment_P = torch.repeat_interleave(
-        torch.arange(n_segments, device=value_P.device), counts_E, output_size=n_values
-    )
+    segment_P = torch.repeat_interleave(torch.arange(n_segments, device=value_P.device), counts_E, output_size=n_values)
     value_P = value_P.long()
     low, high = value_P.aminmax()
     order_P = torch.argsort(segment_P * (high - low + 1) + (value_P - low))  # segments stay where they are
@@ -104,9 +102,7 @@ def _fit(xyz_P3: Tensor, time_P: Tensor, weight_P: Tensor, event_P: Tensor, n_ev
     # times are whole ns and positions centimetres: a smaller covariance is rounding, not motion
     fallback_E1 = length_E1 < 1e-6
     direction_E3 = -covariance_E3 / length_E1.clamp(min=1e-6)
-    return LineFit(
-        torch.where(fallback_E1, direction_E3.new_tensor(FALLBACK), direction_E3), fallback_E1[:, 0]
-    )
+    return LineFit(torch.where(fallback_E1, direction_E3.new_tensor(FALLBACK), direction_E3), fallback_E1[:, 0])
 
 
 def _segment_sum(value: Tensor, segment: Tensor, n_segments: int) -> Tensor:

@@ -75,7 +75,10 @@ def bench(*, device: str | None = None, only: Sequence[str] | None = None, quick
     if "simulate" in stages:
         repeat("simulate", lambda: bench_simulator(where, seconds=0.5 if quick else 3))
     if "group" in stages:
-        repeat("group", lambda: bench_grouping(where, n_events=16_384 if gpu else 4096, repeats=5 if quick else 20))
+        repeat(
+            "group",
+            lambda: bench_grouping(where, n_events=16_384 if gpu else 4096, repeats=5 if quick else 20),
+        )
     if {"cache", "train", "infer"} & set(stages):
         n_events = (4_000 if quick else 20_000) if not gpu else (40_000 if quick else 400_000)
         with tempfile.TemporaryDirectory() as folder:
@@ -84,13 +87,25 @@ def bench(*, device: str | None = None, only: Sequence[str] | None = None, quick
             cache = open_cache(Path(folder) / "cache")
             tables = Tables.of(folder_geometry(Path(folder) / "sim"), where)
             if "cache" in stages:
-                repeat("cache", lambda: bench_cache(cache, seconds=0.5 if quick else 2), key="gather_events_per_s")
+                repeat(
+                    "cache",
+                    lambda: bench_cache(cache, seconds=0.5 if quick else 2),
+                    key="gather_events_per_s",
+                )
             for preset in ("quick", "small", "5M"):
                 config = PRESETS[preset][1]
                 if "train" in stages:
-                    add(f"train {preset}", train_rates(config, cache, tables, quick=quick), **_model_of(config))
+                    add(
+                        f"train {preset}",
+                        train_rates(config, cache, tables, quick=quick),
+                        **_model_of(config),
+                    )
                 if "infer" in stages:
-                    add(f"infer {preset}", infer_rates(config, cache, tables, quick=quick), **_model_of(config))
+                    add(
+                        f"infer {preset}",
+                        infer_rates(config, cache, tables, quick=quick),
+                        **_model_of(config),
+                    )
     return {"environment": environment(where), "label": "simulated data", "rows": rows, "text": _table(rows)}
 
 
@@ -160,5 +175,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         low, high = row["quartiles"]
         required = f"{row['required']:,}" if row["required"] else ""
-        lines.append(f"{row['stage']:14} {row['events_per_s']:12,.0f} {f'{low:,.0f} .. {high:,.0f}':>24} {required:>12}")
+        lines.append(
+            f"{row['stage']:14} {row['events_per_s']:12,.0f} {f'{low:,.0f} .. {high:,.0f}':>24} {required:>12}"
+        )
     return "\n".join(lines)

@@ -87,7 +87,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--drop-seen", action="store_true", help="skip events the run was trained on instead of refusing")
     _json_flag(sub)
 
-    sub = add("predict", _predict, "Write a Kaggle submission (event_id, azimuth, zenith) plus the confidence kappa.")
+    sub = add(
+        "predict",
+        _predict,
+        "Write a Kaggle submission (event_id, azimuth, zenith) plus the confidence kappa.",
+    )
     _run_and_data(sub)
     sub.add_argument("--out", type=Path, required=True, metavar="FILE.csv")
     sub.add_argument("--strict", action="store_true", help="only the three columns the competition scores")

@@ -110,14 +110,14 @@ def _seed(**model: object) -> TrainConfig:
 # The first sentence of each description is what `iceaggr train --help` shows.
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "quick": (
-        "177k parameters, minutes on two CPU cores: 60,000 simulated events, per-DOM summaries, at most 64 DOMs.",
+        "157,513 parameters, minutes on two CPU cores: per-DOM summaries, at most 64 DOMs an event, 60,000 events.",
         TrainConfig(
             model=ModelConfig(
                 features="summary", d_model=64, d_hidden=256, layers=3, heads=4, head_hidden=128, dom_cap=64
             ),
             optim=OptimConfig(optimizer="muon", lr=1e-3, vmf_weight=1.0, angle_weight=0.3, rotate=True),
             data=DataConfig(train_events=60_000, val_events=12_000),
-            epochs=5.0,
+            epochs=2.5,
         ),
     ),
     "small": (

@@ -99,9 +99,7 @@ def event_still(event: Event, array_xyz: Array | None = None) -> Figure:
                 arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.5}
                 ax.annotate("", xytext=start[[i, j]], xy=end[[i, j]], arrowprops=arrow)
                 ax.plot([], [], color=colour, label=name)
-            ax.set(
-                xlabel="x (m)", ylabel=f"{'xyz'[j]} (m)", aspect="equal", xlim=(-700, 700), ylim=(-700, 700)
-            )
+            ax.set(xlabel="x (m)", ylabel=f"{'xyz'[j]} (m)", aspect="equal", xlim=(-700, 700), ylim=(-700, 700))
             ax.set_title(title)
         if _directions(event):
             views[0].legend(loc="upper left", ncols=2)
@@ -123,9 +121,7 @@ def write_display(path: Path, event: Event, array_xyz: Array | None = None, *, l
     """Write one event as a self-contained HTML page; `label` says what data it is ("simulated data")."""
     hits = hits_by_dom(event)
     page = Page(f"Event {event.event_id}" if event.event_id is not None else "Event", label)
-    page.plotly(
-        event_figure(event, array_xyz, title=False), CAPTION, still=to_png(event_still(event, array_xyz))
-    )
+    page.plotly(event_figure(event, array_xyz, title=False), CAPTION, still=to_png(event_still(event, array_xyz)))
     rows = [
         ("pulses", f"{len(event.time):,} ({int(np.sum(event.auxiliary)):,} auxiliary)"),
         ("DOMs hit", f"{len(hits.time):,} ({int(hits.auxiliary.sum()):,} with auxiliary pulses only)"),

@@ -73,9 +73,7 @@ def hits_by_dom(event: Event) -> Hits:
     """Gather pulses that share a position. Raises UserError for an event without pulses or uneven arrays."""
     sizes = {len(event.xyz), len(event.time), len(event.charge), len(event.auxiliary)}
     if sizes == {0} or len(sizes) != 1:
-        raise UserError(
-            f"an event to draw needs equally many positions, times, charges and flags; got {sorted(sizes)}"
-        )
+        raise UserError(f"an event to draw needs equally many positions, times, charges and flags; got {sorted(sizes)}")
     xyz, dom = np.unique(event.xyz, axis=0, return_inverse=True)
     dom = dom.reshape(-1)
     auxiliary = np.asarray(event.auxiliary, dtype=bool)

@@ -59,7 +59,8 @@ def score_events(
     v_N3 = predict_events(model, cache, index_N, config, tables, counter)
     pred_azimuth, pred_zenith = vector_to_angles(v_N3)
     errors = baseline_errors(cache, index_N, tables, seed=config.seed)
-    assert cache.azimuth is not None and cache.zenith is not None  # direction_E3 has refused unlabelled stores
+    assert cache.azimuth is not None  # direction_E3 has refused unlabelled stores
+    assert cache.zenith is not None
     return {
         "event_id": cache.event_id[index_N],
         "azimuth": cache.azimuth[index_N],
@@ -103,10 +104,11 @@ def write_evaluation(
 ) -> dict[str, Any]:
     """Score, and save evaluation.json, predictions.npz and display.npz in the run folder for its report."""
     with Counter("evaluating", index_N.size, "events") as counter:
-        arrays = score_events(model, cache, index_N, config, tables, counter)
+        arrays: dict[str, Any] = score_events(model, cache, index_N, config, tables, counter)
     result = summarise(arrays, label=label)
+    shown: dict[str, Any] = display_arrays(cache, index_N, arrays, tables)
     np.savez_compressed(run_dir / "predictions.npz", **arrays)
-    np.savez_compressed(run_dir / "display.npz", **display_arrays(cache, index_N, arrays, tables))
+    np.savez_compressed(run_dir / "display.npz", **shown)
     atomic_write(run_dir / "evaluation.json", json.dumps(result, indent=1) + "\n")
     return result
 
@@ -190,7 +192,9 @@ def table(result: dict[str, Any]) -> str:
     }
 
     def cell(x: dict[str, float]) -> str:
-        return f"{x['value']:6.2f} [{x['low']:6.2f}, {x['high']:6.2f}]" if x["low"] is not None else f"{x['value']:6.2f}"
+        return (
+            f"{x['value']:6.2f} [{x['low']:6.2f}, {x['high']:6.2f}]" if x["low"] is not None else f"{x['value']:6.2f}"
+        )
 
     lines = [
         f"Opening angle in degrees on {result['n_events']:,} held-out events ({result['label']}), 95% intervals",

@@ -104,9 +104,7 @@ def resolution(columns: Columns, xlabel: str, *, log: bool = False) -> Figure:
                 alpha=0.15,
                 linewidth=0,
             )
-            ax.plot(
-                columns["x"], columns[f"{name} median"], color=colour, marker="o", markersize=3.5, label=name
-            )
+            ax.plot(columns["x"], columns[f"{name} median"], color=colour, marker="o", markersize=3.5, label=name)
         if log:
             ax.set_xscale("log")
             _log_axis(ax.xaxis, *ax.get_xlim())
@@ -141,9 +139,7 @@ def sky_map(columns: Columns, key: str, label: str, *, signed: bool = False) -> 
     # Meridians are curved and a mesh cell has straight sides: each band is drawn as eight thin ones.
     thin = np.interp(np.arange(8 * len(values) + 1) / 8, np.arange(len(latitude)), latitude)
     limit = float(abs(values).max()) if values.count() else 1.0
-    scale: dict[str, Any] = (
-        {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit} if signed else {"cmap": "viridis_r"}
-    )
+    scale: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit} if signed else {"cmap": "viridis_r"}
     with style():
         fig, ax = axes(4.6, 3.0, projection="mollweide")
         mesh = ax.pcolormesh(longitude, thin, values.repeat(8, axis=0), rasterized=True, **scale)

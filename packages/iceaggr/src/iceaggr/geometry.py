@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from lab_shared.errors import UserError
 from numpy.typing import NDArray
 
 from iceaggr import geometry_table
@@ -22,6 +23,10 @@ SURFACE_Z = 1948.07
 """Metres from the origin of the detector frame up to the ice surface."""
 HIGH_QE_GAIN = 1.35
 _COLUMNS = ("sensor_id", "x", "y", "z")
+
+
+class GeometryError(UserError):
+    """A geometry file that is not one row per sensor with finite positions; the message names file and row."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +83,7 @@ def read_geometry_csv(path: str | Path) -> Geometry:
     depths.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: a column is missing, a row does not parse, an id repeats
+        FileNotFoundError: no such file. GeometryError: a column is missing, a row does not parse, an id repeats
         or is out of range, a coordinate is not
             finite, or there are not 5160 rows. The message names the file, the row and the value.
     """
@@ -89,23 +94,23 @@ def read_geometry_csv(path: str | Path) -> Geometry:
         reader = csv.DictReader(file)
         missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
         if missing:
-            raise ValueError(f"{path}: missing column {', '.join(missing)}; the header must name {_COLUMNS}")
+            raise GeometryError(f"{path}: missing column {', '.join(missing)}; the header must name {_COLUMNS}")
         for n_rows, row in enumerate(reader, start=1):
             where = f"{path}, row {n_rows}"
             try:
                 sensor = int(row["sensor_id"])
                 point = [float(row[axis]) for axis in "xyz"]
             except (TypeError, ValueError) as error:
-                raise ValueError(f"{where}: not numbers: {row}") from error
+                raise GeometryError(f"{where}: not numbers: {row}") from error
             if not 0 <= sensor < N_SENSORS:
-                raise ValueError(f"{where}: sensor_id {sensor} is outside 0..{N_SENSORS - 1}")
+                raise GeometryError(f"{where}: sensor_id {sensor} is outside 0..{N_SENSORS - 1}")
             if not np.isnan(xyz[sensor, 0]):
-                raise ValueError(f"{where}: sensor_id {sensor} appears twice")
+                raise GeometryError(f"{where}: sensor_id {sensor} appears twice")
             if not np.isfinite(point).all():
-                raise ValueError(f"{where}: sensor_id {sensor} has the position {point}; it must be finite")
+                raise GeometryError(f"{where}: sensor_id {sensor} has the position {point}; it must be finite")
             xyz[sensor] = point
     if n_rows != N_SENSORS:
-        raise ValueError(f"{path}: {n_rows} sensors; IceCube has {N_SENSORS} (86 strings of 60)")
+        raise GeometryError(f"{path}: {n_rows} sensors; IceCube has {N_SENSORS} (86 strings of 60)")
     return _with_ice(xyz)
 
 
@@ -140,9 +145,7 @@ def _positions() -> NDArray[np.float64]:
         for exception in rest:
             doms, lift = _exception(exception)
             row[doms, 2] += lift
-    cm[20, :, :2] += np.array(
-        [pair.split(",") for pair in geometry_table.STRING_21_DRIFT_CM.split()], dtype=int
-    )
+    cm[20, :, :2] += np.array([pair.split(",") for pair in geometry_table.STRING_21_DRIFT_CM.split()], dtype=int)
     return cm.reshape(-1, 3) / 100
 
 

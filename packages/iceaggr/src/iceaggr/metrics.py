@@ -83,9 +83,7 @@ def summary(
     """
     errors = np.asarray(errors_deg, dtype=np.float64)
     if errors.ndim != 1 or errors.size == 0:
-        raise ValueError(
-            f"errors have shape {errors.shape}; need one opening angle per event, at least one event"
-        )
+        raise ValueError(f"errors have shape {errors.shape}; need one opening angle per event, at least one event")
     bad = np.flatnonzero(~((errors >= 0) & (errors <= 180)))
     if bad.size:
         raise ValueError(f"error {bad[0]} is {errors[bad[0]]}; an opening angle lies in [0, 180] degrees")

@@ -20,10 +20,11 @@ from torch import nn
 from iceaggr.config import TrainConfig
 from iceaggr.data.batches import one_pass
 from iceaggr.data.cache import EventCache
-from iceaggr.data.features import Tables, build_tokens, feature_width
-from iceaggr.data.kaggle import KaggleFolder, slice_events
+from iceaggr.data.features import Tables, feature_width
+from iceaggr.data.kaggle import KaggleFolder
 from iceaggr.data.prepare import data_label, folder_geometry
-from iceaggr.data.pulses import Pulses, TokenBatch
+from iceaggr.data.pulses import TokenBatch
+from iceaggr.data.schema import N_SENSORS
 from iceaggr.metrics import angles_to_vector, vector_to_angles
 from iceaggr.models.flat import FlatTransformer, build_model
 
@@ -35,7 +36,8 @@ def token_budget(config: TrainConfig, device: torch.device) -> int:
 
 def token_mask(batch: TokenBatch) -> Mask:
     """Every token attends to the tokens of its own event."""
-    mask = Mask.segments(batch.offsets_E1, total=batch.features_TF.shape[0])
+    total = batch.features_TF.shape[0]
+    mask = Mask.segments(batch.offsets_E1, total=total, max_len=min(total, N_SENSORS + 1))
     # built here once rather than by every layer of a compiled model
     return mask.prepare("flex" if batch.offsets_E1.is_cuda else "sdpa")
 
@@ -79,22 +81,27 @@ def predict_events(
 ) -> np.ndarray:
     """Raw direction vectors (N, 3) float32 of the events at these positions of the store, in their order."""
     device = tables.device
-    v_N3 = np.empty((index_N.size, 3), dtype=np.float32)
-    # an event is never split: the largest possible one has a token for each of the 5,160 DOMs
-    budget = max(token_budget(config, device), 8192)
-    place = np.empty(int(index_N.max(initial=-1)) + 1, dtype=np.int64)
-    place[index_N] = np.arange(index_N.size)
-    done = 0
+    gpu = device.type == "cuda"
+    # Batches larger than in training keep a GPU busy while the host prepares the next one. An event is never split,
+    # and the largest possible one has a token for each DOM and the CLS token.
+    budget = max(token_budget(config, device) * (4 if gpu else 1), N_SENSORS + 1)
+    order, vectors, done = [], [], 0
     was_training = model.training
     model.eval()
-    for batch in one_pass(cache, index_N, config.model, tables, token_budget=budget, static=device.type == "cuda"):
+    for batch in one_pass(cache, index_N, config.model, tables, token_budget=budget, static=gpu):
         with autocast(config, device):
             v_E3 = model(batch.features_TF, token_mask(batch), batch.cls_E)
-        v_N3[place[batch.index_E]] = v_E3[: batch.n_events].float().cpu().numpy()
+        order.append(batch.index_E)
+        vectors.append(v_E3[: batch.n_events].float())  # left on the device: reading it would stop the stream
         done += batch.n_events
         if counter is not None:
             counter.show(done)
     model.train(was_training)
+    v_N3 = np.empty((index_N.size, 3), dtype=np.float32)
+    if order:
+        place = np.empty(int(index_N.max()) + 1, dtype=np.int64)
+        place[index_N] = np.arange(index_N.size)
+        v_N3[place[np.concatenate(order)]] = torch.cat(vectors).cpu().numpy()
     return v_N3
 
 
@@ -147,7 +154,7 @@ def display_event(
     from iceaggr.display import write_display
     from iceaggr.display_data import Event
 
-    pulses = find_event(KaggleFolder(folder), event_id)
+    pulses = KaggleFolder(folder).read_event(event_id)
     geometry = folder_geometry(folder)
     true = predicted = kappa = None
     if pulses.azimuth_E is not None and pulses.zenith_E is not None:
@@ -172,12 +179,3 @@ def display_event(
         kappa=kappa,
     )
     write_display(out, event, geometry.xyz, label=data_label(folder))
-
-
-def find_event(source: KaggleFolder, event_id: int) -> Pulses:
-    """The one event of a folder with this id. Raises UserError when there is none."""
-    for batch_id in source.batch_ids:
-        rows = np.flatnonzero(source.read_events(batch_id).event_id_E == event_id)
-        if rows.size:
-            return slice_events(source.read_batch(batch_id), int(rows[0]), int(rows[0]) + 1)
-    raise UserError(f"no event {event_id} in {source.path}: `iceaggr inspect {source.path}` shows what is there")

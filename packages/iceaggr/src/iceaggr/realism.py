@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from lab_shared.errors import UserError
 from numpy.typing import NDArray
 
 from iceaggr.data.pulses import Pulses
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 CHARGE_GRID = 0.025
 """p.e."""
+_LATEST, _MOST_STEPS = 1 << 22, 1 << 22
+"""Ends of the time (ns) and charge histograms: what a strange file has beyond counts as this much."""
 _N_PULSES: dict[float, float] = {
     0.01: 30,
     0.05: 36,
@@ -128,16 +131,16 @@ class Collector:
         start, end = time[offsets[:-1]], time[offsets[1:] - 1]
         self._events.append(np.stack((counts, end - start, doms, auxiliary, start)).astype(np.float64))
         steps = np.rint(pulses.charge_P.cpu().numpy() / CHARGE_GRID).astype(np.int64)
-        self._charges = _add(self._charges, np.bincount(steps))
-        self._times = _add(self._times, np.bincount(time.clip(min=0)))
+        self._charges = _add(self._charges, np.bincount(steps.clip(max=_MOST_STEPS)))
+        self._times = _add(self._times, np.bincount(time.clip(0, _LATEST)))
         self._per_dom = _add(self._per_dom, np.bincount(np.diff(first, append=len(hit))))
         if pulses.zenith_E is not None:
             self._zenith.append(pulses.zenith_E.cpu().numpy())
 
     def result(self) -> Statistics:
-        """Raises ValueError when no event was added."""
+        """Raises UserError when no event was added."""
         if not self._events:
-            raise ValueError("no events: the folder's files are empty")
+            raise UserError("no events: the folder's files are empty")
         counts, span, doms, auxiliary, start = np.concatenate(self._events, axis=1)
         out: Statistics = {"events": float(len(counts)), "pulses": float(counts.sum())}
         for name, values, table in (
@@ -190,7 +193,7 @@ def statistics(batches: Iterable[Pulses]) -> Statistics:
     """The figures of `TARGETS` (zenith only for labelled events) and some counts, over any number of batches.
 
     Times in ns, charges in p.e., angles in rad. "doms with one pulse" and "pulses per dom" are over hit DOMs.
-    Raises ValueError when there is no event.
+    Raises UserError when there is no event.
     """
     collector = Collector()
     for pulses in batches:
@@ -219,9 +222,7 @@ def table(rows: list[Row]) -> str:
             kind = TARGETS[row.quantity].kind
             allowed = f"{row.tolerance:.0%}" if kind == "relative" else f"{row.tolerance:g}"
             verdict = f"within {allowed}: {'ok' if row.ok else 'NO'}"
-        lines.append(
-            f"{row.quantity:<32}{row.real:>10.5g}{row.here:>12.5g}{row.ratio:>8.3f}  {verdict}".rstrip()
-        )
+        lines.append(f"{row.quantity:<32}{row.real:>10.5g}{row.here:>12.5g}{row.ratio:>8.3f}  {verdict}".rstrip())
     return "\n".join(lines)
 
 
@@ -252,9 +253,7 @@ def qq_figure(found: Statistics, title: str) -> Figure:
     return figure
 
 
-def save_qq_figure(
-    found: Statistics, path: str | Path, title: str = "Quantiles against the real data"
-) -> None:
+def save_qq_figure(found: Statistics, path: str | Path, title: str = "Quantiles against the real data") -> None:
     qq_figure(found, title).savefig(path, dpi=120)
 
 

@@ -74,15 +74,11 @@ class _Report:
             for name, row in predictors.items()
             if "mean_deg" in row
         ]
-        self.page.text(
-            f"Mean opening angle on {n:,} held-out events of **{label}**: **{'**, **'.join(means)}**."
-        )
+        self.page.text(f"Mean opening angle on {n:,} held-out events of **{label}**: **{'**, **'.join(means)}**.")
         keys = all_keys(predictors.values())
         if "median_deg" in keys and "p50" in keys:
             keys.remove("p50")
-        rows = [
-            [words(name), *(cell(row.get(key)) for key in keys), label] for name, row in predictors.items()
-        ]
+        rows = [[words(name), *(cell(row.get(key)) for key in keys), label] for name, row in predictors.items()]
         self.page.table(
             ["predictor", *map(heading, keys), "on"],
             rows,
@@ -130,9 +126,7 @@ class _Report:
         if events is None:
             return
         self.page.section("Resolution")
-        self.page.text(
-            "Lines are medians; bands hold the middle 68% of the events (16th to 84th percentile)."
-        )
+        self.page.text("Lines are medians; bands hold the middle 68% of the events (16th to 84th percentile).")
         self._resolution("n_pulses", events["n_pulses"], "pulses in the event", log=True)
         cos_zenith = np.cos(events["zenith"])
         self._resolution("zenith", cos_zenith, "true cos zenith (1: from above)", np.linspace(-1, 1, 13))
@@ -141,9 +135,7 @@ class _Report:
         if "type" in events:
             self._types(events["type"], events["error_deg"])
         if absent := [f"by {name}" for name in ("energy", "type") if name not in events]:
-            self.page.text(
-                f"Not shown: resolution {' and '.join(absent)}, which is not known for these events."
-            )
+            self.page.text(f"Not shown: resolution {' and '.join(absent)}, which is not known for these events.")
 
     def confidence(self) -> None:
         if self.run.predictions is None:
@@ -151,9 +143,7 @@ class _Report:
         self.page.section("Confidence")
         kappa = self.run.predictions.get("kappa")
         if kappa is None or np.ptp(kappa) == 0:
-            why = (
-                "`predictions.npz` has no `kappa`" if kappa is None else "`kappa` is the same for every event"
-            )
+            why = "`predictions.npz` has no `kappa`" if kappa is None else "`kappa` is the same for every event"
             self.page.text(f"Not shown: error against confidence, because {why}.")
             return
         columns = summaries.sharpness(kappa, self.errors_of)
@@ -176,20 +166,14 @@ class _Report:
             "below, azimuth along the equator; cells with fewer than "
             f"{summaries.MIN_EVENTS} events stay empty."
         )
-        columns = summaries.sky(
-            events["azimuth"], events["zenith"], events["error_deg"], events["pred_zenith"]
-        )
+        columns = summaries.sky(events["azimuth"], events["zenith"], events["error_deg"], events["pred_zenith"])
         caption = f"Mean opening angle, {self.run.label}."
-        self._figure(
-            "sky_error", figures.sky_map(columns, "mean error", "mean opening angle (°)"), columns, caption
-        )
+        self._figure("sky_error", figures.sky_map(columns, "mean error", "mean opening angle (°)"), columns, caption)
         figure = figures.sky_map(columns, "zenith bias", "mean zenith residual (°)", signed=True)
         caption = "Mean zenith residual, predicted minus true. Red: reconstructed too much from below."
         self._figure("sky_bias", figure, columns, caption)
         columns = summaries.zenith_response(events["zenith"], events["pred_zenith"])
-        caption = (
-            "Predicted against true cos zenith, each strip normalised; a blind guess has 0.5 everywhere."
-        )
+        caption = "Predicted against true cos zenith, each strip normalised; a blind guess has 0.5 everywhere."
         self._figure("zenith_response", figures.zenith_response(columns), columns, caption)
         columns = summaries.zenith_bias(events["zenith"], events["pred_zenith"])
         caption = "Bias of the z component of the model's unit vector, with the standard error of the mean."
@@ -201,9 +185,7 @@ class _Report:
             self._absent("event displays", "display.npz", "run `iceaggr evaluate`")
             return
         array_xyz = self.run.display.get("array_xyz")
-        self.page.text(
-            f"Held-out events, {self.run.label}. {display.CAPTION} Drag to turn, scroll to zoom, hover."
-        )
+        self.page.text(f"Held-out events, {self.run.label}. {display.CAPTION} Drag to turn, scroll to zoom, hover.")
         for event in display_events(self.run.display)[:_MAX_DISPLAYS]:
             still = to_png(display.event_still(event, array_xyz))
             atomic_write(self.figures / f"event_{event.event_id}.png", still)
@@ -218,18 +200,14 @@ class _Report:
         for name, rows in groups.items():
             keys = all_keys(rows)
             cells = [[cell(row.get(key), degrees=key.endswith("_deg")) for key in keys] for row in rows]
-            self.page.table(
-                [*map(heading, keys)], cells, f"Opening angle by {words(name)}, {self.run.label}."
-            )
+            self.page.table([*map(heading, keys)], cells, f"Opening angle by {words(name)}, {self.run.label}.")
 
     def setup(self) -> None:
         self.page.section("Set-up")
         self.page.table(["configuration", "value"], flat_rows(self.run.config), align="ll")
         manifest = self.run.manifest
         if manifest is None:
-            self._absent(
-                "the environment and the command", "manifest.json", "it is written when a run starts"
-            )
+            self._absent("the environment and the command", "manifest.json", "it is written when a run starts")
             return
         self.page.table(["environment", "value"], flat_rows(manifest), align="ll")
         if manifest.get("argv"):
@@ -263,15 +241,11 @@ class _Report:
         caption = f"Fraction of events the model reconstructs better than an angle, {self.run.label}."
         self._figure("error_by_type", figures.cumulative(columns, legend), columns, caption)
 
-    def _resolution(
-        self, name: str, x: Array, xlabel: str, edges: Array | None = None, *, log: bool = False
-    ) -> None:
+    def _resolution(self, name: str, x: Array, xlabel: str, edges: Array | None = None, *, log: bool = False) -> None:
         edges = summaries.quantile_edges(x, _BIN_LEVELS) if edges is None else edges
         columns = summaries.resolution(x, self.errors_of, edges)
         if len(columns["x"]) == 0:
-            self.page.text(
-                f"Not shown: opening angle against {xlabel}; no bin has {summaries.MIN_EVENTS} events."
-            )
+            self.page.text(f"Not shown: opening angle against {xlabel}; no bin has {summaries.MIN_EVENTS} events.")
             return
         caption = f"Opening angle against {xlabel}, {self.run.label}."
         self._figure(f"resolution_{name}", figures.resolution(columns, xlabel, log=log), columns, caption)

@@ -17,9 +17,7 @@ def command_line(argv: list[str], processes: int) -> str:
         return shlex.join(["uv", "run", *argv])
     arguments = argv[3:] if argv[:2] == ["python", "-m"] else argv[1:]
     train = ["train"] if argv[0] == "iceaggr-train" else []
-    return shlex.join(
-        ["uv", "run", "torchrun", f"--nproc-per-node={processes}", "-m", "iceaggr", *train, *arguments]
-    )
+    return shlex.join(["uv", "run", "torchrun", f"--nproc-per-node={processes}", "-m", "iceaggr", *train, *arguments])
 
 
 def cell(value: Any, *, degrees: bool = True, brackets: bool = True) -> str:

@@ -52,9 +52,7 @@ def read_run(folder: Path) -> RunFiles:
     """Everything the report needs. Raises UserError without a config.json or for an unreadable file."""
     config = _read_json(folder / "config.json")
     if config is None:
-        raise UserError(
-            f"{folder} has no config.json, so it is no run; give the folder that `iceaggr train` wrote"
-        )
+        raise UserError(f"{folder} has no config.json, so it is no run; give the folder that `iceaggr train` wrote")
     metrics, bad_lines = _read_metrics(folder / "metrics.jsonl")
     return RunFiles(
         folder=folder,
@@ -135,9 +133,7 @@ def _read_arrays(path: Path, needed: tuple[str, ...]) -> dict[str, Array] | None
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path} is not a readable npz file ({error}); run `iceaggr evaluate` again"
-        ) from error
+        raise UserError(f"{path} is not a readable npz file ({error}); run `iceaggr evaluate` again") from error
     if absent := [name for name in needed if name not in arrays]:
         raise UserError(f"{path} lacks {', '.join(absent)}; run `iceaggr evaluate` again")
     return arrays
@@ -152,11 +148,7 @@ def _read_predictions(path: Path) -> dict[str, Array] | None:
         raise UserError(f"{path} holds no event; run `iceaggr evaluate` on a folder with labelled events")
     for name, values in arrays.items():
         if values.shape != (n,):
-            raise UserError(
-                f"{path}: {name} has shape {values.shape} beside {n} events; run `iceaggr evaluate` again"
-            )
+            raise UserError(f"{path}: {name} has shape {values.shape} beside {n} events; run `iceaggr evaluate` again")
         if bad := int(n - np.isfinite(values).sum()):
-            raise UserError(
-                f"{path}: {name} is not a finite number for {bad} of {n} events; find out why first"
-            )
+            raise UserError(f"{path}: {name} is not a finite number for {bad} of {n} events; find out why first")
     return arrays

@@ -57,9 +57,7 @@ def resolution(x: Array, errors: Mapping[str, Array], edges: Array) -> Columns:
         "events": np.array([len(rows) for rows in rows_of.values()], dtype=np.int64),
     }
     for name, error in errors.items():
-        bands = np.array([np.quantile(error[rows], (0.16, 0.5, 0.84)) for rows in rows_of.values()]).reshape(
-            -1, 3
-        )
+        bands = np.array([np.quantile(error[rows], (0.16, 0.5, 0.84)) for rows in rows_of.values()]).reshape(-1, 3)
         columns |= {f"{name} p16": bands[:, 0], f"{name} median": bands[:, 1], f"{name} p84": bands[:, 2]}
     return columns
 
@@ -89,9 +87,7 @@ def sky(azimuth: Array, zenith: Array, error_deg: Array, pred_zenith: Array) -> 
     the mean of predicted minus true zenith: positive where events are reconstructed too much from below. The
     grid is the finest of 36 x 18, 24 x 12 and 12 x 6 with three times MIN_EVENTS events per cell on average.
     """
-    n_azimuth, n_cos = next(
-        ((a, c) for a, c in ((36, 18), (24, 12)) if len(zenith) >= 3 * MIN_EVENTS * a * c), (12, 6)
-    )
+    n_azimuth, n_cos = next(((a, c) for a, c in ((36, 18), (24, 12)) if len(zenith) >= 3 * MIN_EVENTS * a * c), (12, 6))
     column = (np.mod(azimuth, 2 * np.pi) / (2 * np.pi) * n_azimuth).astype(np.int64) % n_azimuth
     row = np.clip(((1 + np.cos(zenith)) / 2 * n_cos).astype(np.int64), 0, n_cos - 1)
     cell, cells = row * n_azimuth + column, n_azimuth * n_cos

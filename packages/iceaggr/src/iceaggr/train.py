@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from lab_shared.checkpoint import seed_everything
 from lab_shared.dist import Dist, init, weighted_mean_loss
 from lab_shared.loop import ticks
-from lab_shared.checkpoint import seed_everything
 from lab_shared.optim import lr_multiplier, make_optimizer
 from lab_shared.run import Run
 from torch import Tensor, nn
@@ -42,7 +42,13 @@ def train(config: TrainConfig, out: Path | None = None, *, name: str = "run") ->
     with (
         init() as dist,
         Run.create(
-            out, config, seed=config.seed, project="iceaggr", resume_command=RESUME, wandb=config.wandb, dist=dist
+            out,
+            config,
+            seed=config.seed,
+            project="iceaggr",
+            resume_command=RESUME,
+            wandb=config.wandb,
+            dist=dist,
         ) as run,
     ):
         return _train(config, run, dist)
@@ -63,9 +69,7 @@ class Parts(NamedTuple):
     optimizer: Optimizer
 
 
-def training_parts(
-    config: TrainConfig, cache: EventCache, events: np.ndarray, tables: Tables, dist: Dist
-) -> Parts:
+def training_parts(config: TrainConfig, cache: EventCache, events: np.ndarray, tables: Tables, dist: Dist) -> Parts:
     """Batches, model and optimizer of a configuration, on the device of `dist`."""
     device = dist.device
     batches = TokenBatches(

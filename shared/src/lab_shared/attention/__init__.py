@@ -161,9 +161,7 @@ def _refusal(
         if _in_rows(q, mask):
             return None
         if score_mod is not None:
-            return (
-                "it takes no score_mod; pass an additive bias=, or use backend='flex' (CUDA) or 'reference'"
-            )
+            return "it takes no score_mod; pass an additive bias=, or use backend='flex' (CUDA) or 'reference'"
         return "it returns no log-sum-exp; use backend='flex' (CUDA) or 'reference'" if return_lse else None
     if backend == "flex":
         if q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
@@ -172,9 +170,7 @@ def _refusal(
             return "FlexAttention on CPU returns no log-sum-exp; use backend='reference'"
         tensors = (q, k, v) if bias is None else (q, k, v, bias)
         if not q.is_cuda and torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-            return (
-                "FlexAttention has no backward on CPU; use backend='sdpa' or 'reference', or torch.no_grad()"
-            )
+            return "FlexAttention has no backward on CPU; use backend='sdpa' or 'reference', or torch.no_grad()"
         return None
     if not _in_rows(q, mask):
         return f"varlen runs packed segments, not a {mask.kind} mask on {tuple(q.shape)}; use Mask.segments"
@@ -194,9 +190,7 @@ def _check_inputs(q: Tensor, k: Tensor, v: Tensor, mask: Mask, bias: Tensor | No
             f"got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
         )
     if not q.dtype == k.dtype == v.dtype:
-        raise ValueError(
-            f"q, k and v need one dtype, got {q.dtype}, {k.dtype} and {v.dtype}; cast them first"
-        )
+        raise ValueError(f"q, k and v need one dtype, got {q.dtype}, {k.dtype} and {v.dtype}; cast them first")
     head, token = (1, 0) if q.dim() == 3 else (1, 2)
     if k.shape[:-1] != v.shape[:-1] or q.size(-1) != k.size(-1) or (q.dim() == 4 and q.size(0) != k.size(0)):
         raise ValueError(f"shapes do not fit: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}")
@@ -214,9 +208,7 @@ def _check_inputs(q: Tensor, k: Tensor, v: Tensor, mask: Mask, bias: Tensor | No
         if x is not None and any(
             size not in (1, full) for size, full in zip(reversed(x.shape), reversed(shape), strict=False)
         ):
-            raise ValueError(
-                f"{name} of shape {tuple(x.shape)} does not broadcast to (B, Hq, Tq, Tk) = {shape}"
-            )
+            raise ValueError(f"{name} of shape {tuple(x.shape)} does not broadcast to (B, Hq, Tq, Tk) = {shape}")
     for x in (mask.allowed, None if mask.spans is None else mask.spans.lo_T, bias):
         if x is not None and x.device != q.device:
             raise ValueError(f"mask and bias must be on {q.device} like q, got {x.device}; build them there")

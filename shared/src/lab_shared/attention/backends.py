@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lab_shared.attention.blocks import BLOCK, Blocks, all_partial
+from lab_shared.attention.blocks import FINE_KERNEL, Blocks, all_partial
 from lab_shared.attention.masks import Mask, Spans
 from lab_shared.attention.packing import to_buckets, to_tokens
 
@@ -98,9 +98,7 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, bi
         grouped = q.is_cuda and q.size(1) != k.size(1)
         if not grouped:
             k, v = repeat_heads(k, q.size(1)), repeat_heads(v, q.size(1))
-        return F.scaled_dot_product_attention(
-            q, k, v, is_causal=mask.kind == "causal", scale=scale, enable_gqa=grouped
-        )
+        return F.scaled_dot_product_attention(q, k, v, is_causal=mask.kind == "causal", scale=scale, enable_gqa=grouped)
     k, v = repeat_heads(k, q.size(1)), repeat_heads(v, q.size(1))
     allowed = dense_allowed(mask, q.size(2), q.device)
     blind = None
@@ -136,16 +134,12 @@ def sdpa_packed(
             # Spare places come last in a segment: under a causal mask no token looks at them.
             key_mask = None if mask.is_causal else bucket.valid
             outs.append(
-                F.scaled_dot_product_attention(
-                    q_b, k_b, v_b, attn_mask=key_mask, is_causal=mask.is_causal, scale=scale
-                )
+                F.scaled_dot_product_attention(q_b, k_b, v_b, attn_mask=key_mask, is_causal=mask.is_causal, scale=scale)
             )
         else:
             token = plan.token_P[begin:end].view(bucket.n, 1, bucket.length)
             column = torch.arange(bucket.length, device=q.device)
-            allowed = (
-                torch.ones(1, dtype=torch.bool, device=q.device) if bucket.valid is None else bucket.valid
-            )
+            allowed = torch.ones(1, dtype=torch.bool, device=q.device) if bucket.valid is None else bucket.valid
             if mask.is_causal:
                 allowed = allowed & (column <= column[:, None])
             index = torch.zeros_like(token[..., None]), token[..., None], token[:, :, None, :]
@@ -206,9 +200,12 @@ def _flex(
         def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             return allowed[b * step[0], h * step[1], i * step[2], j * step[3]]
 
-    block_mask = None
+    block_mask, kernel_options = None, None
     if blocks is not None:
-        block_mask = BlockMask((q.size(2), k.size(2)), *blocks, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=visible)
+        size = (blocks.size, blocks.size)
+        block_mask = BlockMask((q.size(2), k.size(2)), *blocks[:8], BLOCK_SIZE=size, mask_mod=visible)
+        kernel_options = FINE_KERNEL if blocks.fine and q.is_cuda else None
+    aux: Any = AuxRequest(lse=True) if return_lse else None
     result: Any = flex_attention(
         q,
         k,
@@ -217,7 +214,8 @@ def _flex(
         block_mask=block_mask,
         scale=scale,
         enable_gqa=q.size(1) != k.size(1),
-        return_aux=AuxRequest(lse=True) if return_lse else None,
+        kernel_options=kernel_options,
+        return_aux=aux,
     )
     return (result[0], result[1].lse) if return_lse else (result, None)
 

@@ -1,6 +1,6 @@
 """Which keys a query may see. A Mask is built once per batch and handed to every layer.
 
-Shape suffixes: T tokens, S segments, N blocks of 128 tokens, R groups of memory slots.
+Shape suffixes: T tokens, S segments, N blocks of 64 or 128 tokens, R groups of memory slots.
 
 Every structured mask is, for each query, one interval of keys (two for grouped memory slots), so two integers
 a token describe it and nothing of size T x T is needed. A query that may see no key gets output 0,
@@ -96,7 +96,8 @@ class Mask:
 
         offsets_S1: integers, not decreasing, starting at 0; repeated values (empty segments) are legal, so
         that S can be a fixed capacity. total: T, also a capacity: tokens at or past offsets[-1] are padding,
-        see nothing and get zeros. max_len: an upper bound of the segment lengths, only varlen needs it.
+        see nothing and get zeros. max_len: an upper bound of the segment lengths; varlen needs it, and flex then
+        builds shorter lists.
         offsets_host: the same offsets in host memory. Without it varlen (if max_len is missing too) and sdpa
         copy CUDA offsets to the host once per Mask, which synchronises; flex and reference never do.
 
@@ -167,9 +168,7 @@ class Mask:
             positions = [n_data]
         if not isinstance(positions, Tensor):
             if bad := [p for p in positions if not 0 <= p <= n_data]:
-                raise ValueError(
-                    f"positions {bad} lie outside 0..{n_data}: a group sees the first p data tokens"
-                )
+                raise ValueError(f"positions {bad} lie outside 0..{n_data}: a group sees the first p data tokens")
             positions = torch.tensor(positions, device=device)
         position_R = positions.to(device=device, dtype=torch.int32).clamp(0, n_data)
         n_groups = position_R.numel()
@@ -190,9 +189,7 @@ class Mask:
     def dense(allowed: Tensor) -> Mask:
         """Any bool tensor broadcastable to (B, H, Tq, Tk): True where the query may see the key."""
         if allowed.dtype != torch.bool:
-            raise ValueError(
-                f"a dense mask is bool (True = may see), got {allowed.dtype}; use bias= for scores"
-            )
+            raise ValueError(f"a dense mask is bool (True = may see), got {allowed.dtype}; use bias= for scores")
         if not 2 <= allowed.dim() <= 4:
             raise ValueError(f"a dense mask broadcasts to (B, H, Tq, Tk), got shape {tuple(allowed.shape)}")
         return Mask("dense", allowed=allowed.reshape((1,) * (4 - allowed.dim()) + allowed.shape))
@@ -212,7 +209,10 @@ class Mask:
         """FlexAttention's block lists for `spans`, by arithmetic on the device."""
         if "blocks" not in self._kept:
             spans, total = self._sized()
-            self._kept["blocks"] = blocks_from_spans(spans, self.spans_by_key, total)
+            packed = self.kind == "segments"
+            self._kept["blocks"] = blocks_from_spans(
+                spans, self.spans_by_key, total, fine=packed, max_span=self.max_len if packed else None
+            )
         return self._kept["blocks"]
 
     @property
@@ -239,9 +239,7 @@ class Mask:
         if "cu_seqlens" not in self._kept:
             offsets_S1 = self._offsets()
             _, total = self._sized()
-            chunk = torch.arange(
-                1, -(-total // PADDING_CHUNK) + 1, dtype=torch.int32, device=offsets_S1.device
-            )
+            chunk = torch.arange(1, -(-total // PADDING_CHUNK) + 1, dtype=torch.int32, device=offsets_S1.device)
             padding = (offsets_S1[-1] + PADDING_CHUNK * chunk).clamp_(max=total)
             longest = self.max_len
             if longest is None:
@@ -284,9 +282,7 @@ class Mask:
 def _checked_offsets(offsets: np.ndarray, total: int, max_len: int | None) -> np.ndarray:
     offsets = offsets.astype(np.int64)
     if offsets.ndim != 1 or offsets.size == 0 or offsets[0] != 0:
-        raise ValueError(
-            f"offsets are one-dimensional and start at 0, got shape {offsets.shape}: {offsets[:3]}..."
-        )
+        raise ValueError(f"offsets are one-dimensional and start at 0, got shape {offsets.shape}: {offsets[:3]}...")
     lengths = np.diff(offsets)
     if offsets.size > 1 and lengths.min() < 0:
         at = int(lengths.argmin())
@@ -294,7 +290,5 @@ def _checked_offsets(offsets: np.ndarray, total: int, max_len: int | None) -> np
     if offsets[-1] > total:
         raise ValueError(f"the last offset {offsets[-1]} lies past total={total}; total is the length of q")
     if max_len is not None and lengths.max(initial=0) > max_len:
-        raise ValueError(
-            f"a segment of {lengths.max()} tokens is longer than max_len={max_len}; raise max_len"
-        )
+        raise ValueError(f"a segment of {lengths.max()} tokens is longer than max_len={max_len}; raise max_len")
     return offsets

@@ -231,9 +231,7 @@ def one_pass(
         _Gathered(events[a:b], cache.gather_packed(events[a:b], pin=pin), number, Position())
         for number, (a, b) in enumerate(spans)
     )
-    source = prefetched(
-        gathered, depth=_default_depth(cache, device) if prefetch is None else prefetch, device=device
-    )
+    source = prefetched(gathered, depth=_default_depth(cache, device) if prefetch is None else prefetch, device=device)
     try:
         for item in source:
             yield _tokens(item, cache, config, tables, device, capacity, None)
@@ -241,9 +239,7 @@ def one_pass(
         source.close()
 
 
-def _checked_tokens(
-    cache: EventCache, events: np.ndarray, config: ModelConfig, token_budget: int
-) -> np.ndarray:
+def _checked_tokens(cache: EventCache, events: np.ndarray, config: ModelConfig, token_budget: int) -> np.ndarray:
     tokens_E = tokens_per_event(cache.n_doms[events], config.dom_cap)
     if tokens_E.size and (most := int(tokens_E.max())) > token_budget:
         event_id = cache.event_id[events[tokens_E.argmax()]]
@@ -284,9 +280,7 @@ def _tokens(
     rotation = None
     if rotation_E is not None:
         rotation = torch.from_numpy(rotation_E)
-        rotation = (rotation.pin_memory() if device.type == "cuda" else rotation).to(
-            device, non_blocking=True
-        )
+        rotation = (rotation.pin_memory() if device.type == "cuda" else rotation).to(device, non_blocking=True)
     return build_tokens(
         gathered.packed.to(device).unpack(),
         config,

@@ -30,9 +30,7 @@ def synthetic_pulses(n_events: int, *, seed: int = 0, device: torch.device | str
     event_P = np.repeat(np.arange(n_events), counts_E)
     # DOMs the pulses are drawn from, so that the number hit has the published quantiles (median 49, mean
     # 60.6).
-    pool_E = np.interp(
-        counts_E, [15, 63, 89, 144, 219, 1130, 19553, 70707], [40, 115, 130, 150, 158, 244, 872, 2256]
-    )
+    pool_E = np.interp(counts_E, [15, 63, 89, 144, 219, 1130, 19553, 70707], [40, 115, 130, 150, 158, 244, 872, 2256])
     base_E = rng.integers(0, N_SENSORS, n_events)
     member_P = (rng.random(n_pulses) * pool_E[event_P]).astype(np.int64)
     sensor_P = ((base_E[event_P] + 37 * member_P) % N_SENSORS).astype(np.int32)
@@ -51,9 +49,7 @@ def synthetic_pulses(n_events: int, *, seed: int = 0, device: torch.device | str
     ).to(device)
 
 
-def bench_grouping(
-    device: torch.device | str, *, n_events: int = 4096, repeats: int = 20
-) -> dict[str, float | str]:
+def bench_grouping(device: torch.device | str, *, n_events: int = 4096, repeats: int = 20) -> dict[str, float | str]:
     """Events and pulses per second of `group_doms` on synthetic events, n_doms known; CPU time as well as
     wall time.
     """
@@ -80,9 +76,7 @@ def bench_grouping(
     }
 
 
-def bench_cache(
-    cache: EventCache | None = None, *, batch: int = 4096, seconds: float = 2.0
-) -> dict[str, float]:
+def bench_cache(cache: EventCache | None = None, *, batch: int = 4096, seconds: float = 2.0) -> dict[str, float]:
     """Random events per second of `gather` and `gather_packed` by one process; synthetic events by
     default.
     """

@@ -124,9 +124,7 @@ class EventCache:
         small = {name: x if x is None else _to(x, self.device, pin=pin) for name, x in small.items()}
         return PackedPulses(word_P, charge_P, **small, wide_times=self.wide_times)
 
-    def _gather_on_cpu(
-        self, start_E: np.ndarray, counts_E: np.ndarray, *, pin: bool
-    ) -> tuple[Tensor, Tensor]:
+    def _gather_on_cpu(self, start_E: np.ndarray, counts_E: np.ndarray, *, pin: bool) -> tuple[Tensor, Tensor]:
         offsets_E1 = np.concatenate([[0], counts_E.cumsum()])
         n_pulses = int(offsets_E1[-1])
         word_P = torch.empty(n_pulses, dtype=torch.int32, pin_memory=pin)
@@ -167,8 +165,7 @@ class EventCache:
         need = self.arrays["word"].nbytes + self.arrays["charge"].nbytes
         if device.type == "cuda" and need > (free := torch.cuda.mem_get_info(device)[0]):
             raise CacheError(
-                f"{need:,} bytes of pulses do not fit into the {free:,} free bytes of {device}; "
-                "gather on the CPU"
+                f"{need:,} bytes of pulses do not fit into the {free:,} free bytes of {device}; gather on the CPU"
             )
         moved = EventCache(self.arrays, self.path)
         word = torch.empty(self.n_pulses, dtype=torch.int32, device=device)

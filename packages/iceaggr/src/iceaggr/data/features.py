@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from iceaggr.config import ModelConfig
 from iceaggr.data.grouping import Doms, group_doms
 from iceaggr.data.pulses import Pulses, TokenBatch
+from iceaggr.geometry import Geometry
 
 LIGHT_SPEED = 0.299792458
 """m/ns."""
@@ -51,14 +52,6 @@ times, the charge centre the mean position weighted by the square root of HLC ch
 pulses in an event without HLC pulses."""
 
 
-class _Geometry(Protocol):
-    """The part of `iceaggr.geometry.Geometry` that features use."""
-
-    xyz: np.ndarray
-    scattering: np.ndarray
-    rde: np.ndarray
-
-
 @dataclass(frozen=True)
 class Tables:
     """Facts per sensor_id (S = 5160), float32, on the device where features are made."""
@@ -68,7 +61,7 @@ class Tables:
     efficiency_S: Tensor  # relative to a standard DOM
 
     @classmethod
-    def of(cls, geometry: _Geometry, device: torch.device | str) -> Tables:
+    def of(cls, geometry: Geometry, device: torch.device | str) -> Tables:
         arrays = (geometry.xyz, geometry.scattering, geometry.rde)
         return cls(*(torch.tensor(np.asarray(a), dtype=torch.float32, device=device) for a in arrays))
 
@@ -94,9 +87,7 @@ def rotate_z(xyz_N3: Tensor, angle_N: Tensor) -> Tensor:
     return torch.stack([cos * x - sin * y, sin * x + cos * y, z], 1)
 
 
-def seed_vectors(
-    pulses: Pulses, doms: Doms, xyz_D3: Tensor, *, slots: int, empty: Literal["marker", "zero"]
-) -> Tensor:
+def seed_vectors(pulses: Pulses, doms: Doms, xyz_D3: Tensor, *, slots: int, empty: Literal["marker", "zero"]) -> Tensor:
     """The seed's input per DOM, (D, 4 + 3 slots): [x, y, z, n', t1', q1', a1', ..., tK', qK', aK'].
 
     x, y, z are xyz_D3 (m) / 500, n' = log1p(pulses) / 3 - 1; pulse k of the DOM gives
@@ -119,9 +110,7 @@ def seed_vectors(
     return torch.cat([xyz_D3 / 500, n_D1, slots_R3[:spare].view(n_doms, 3 * slots)], 1)
 
 
-def dom_summary(
-    pulses: Pulses, doms: Doms, xyz_D3: Tensor, *, scattering_D: Tensor, efficiency_D: Tensor
-) -> Tensor:
+def dom_summary(pulses: Pulses, doms: Doms, xyz_D3: Tensor, *, scattering_D: Tensor, efficiency_D: Tensor) -> Tensor:
     """(D, len(SUMMARY_FEATURES)) float32: what each DOM saw, relative to its event.
 
     Charges count in steps of 0.025 p.e. (the grid of the real files): with integers the sums are exact, so

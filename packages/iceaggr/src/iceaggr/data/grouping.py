@@ -88,8 +88,7 @@ def _group_on_cpu(pulses: Pulses, n_doms: int | None) -> Doms:
     index_bits = max(pulses.n_pulses - 1, 1).bit_length()
     if index_bits + _SENSOR_BITS + pulses.n_events.bit_length() > 63:
         raise ValueError(
-            f"{pulses.n_events} events with {pulses.n_pulses} pulses are too many to group at once; "
-            "use smaller batches"
+            f"{pulses.n_events} events with {pulses.n_pulses} pulses are too many to group at once; use smaller batches"
         )
     key_P = np.repeat(np.arange(pulses.n_events) << _SENSOR_BITS, pulses.counts_E.numpy())
     key_P += pulses.sensor_P.numpy()

@@ -182,9 +182,7 @@ class KaggleFolder:
         within = pl.col("event_id").is_between(int(event_ids.min()), int(event_ids.max()))
         table = read_columns(self.truth_file, wanted, where=within)
         order = np.argsort(table["event_id"])
-        found = np.append(
-            table["event_id"][order], -1
-        )  # one more, so that looking behind the end is no error
+        found = np.append(table["event_id"][order], -1)  # one more, so that looking behind the end is no error
         at = np.searchsorted(found[:-1], event_ids)
         if (missing := first_true(found[at] != event_ids)) is not None:
             raise EventIdError(f"no row for event {event_ids[missing]}", file=self.truth_file)
@@ -236,8 +234,6 @@ def write_meta(path: str | Path, events: dict[int, Events]) -> None:
 
 def _batch_files(folder: Path) -> dict[int, Path]:
     found = {
-        int(m[1]): file
-        for file in folder.glob("batch_*.parquet")
-        if (m := re.fullmatch(r"batch_(\d+)", file.stem))
+        int(m[1]): file for file in folder.glob("batch_*.parquet") if (m := re.fullmatch(r"batch_(\d+)", file.stem))
     }
     return dict(sorted(found.items()))

@@ -39,9 +39,7 @@ def named_errors(file: Path) -> Iterator[None]:
         raise
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CorruptFileError(
-            f"not readable as parquet ({reason[0]}); fetch or write it again", file=file
-        ) from error
+        raise CorruptFileError(f"not readable as parquet ({reason[0]}); fetch or write it again", file=file) from error
 
 
 def scan(file: Path) -> pl.LazyFrame:
@@ -58,8 +56,7 @@ def scan(file: Path) -> pl.LazyFrame:
             ends.append(handle.read(4))
     if size < 12 or ends != [b"PAR1", b"PAR1"]:
         raise CorruptFileError(
-            f"cut short or not parquet: its {size} bytes do not begin and end with PAR1; fetch or "
-            "write it again",
+            f"cut short or not parquet: its {size} bytes do not begin and end with PAR1; fetch or write it again",
             file=file,
         )
     with named_errors(file):
@@ -68,9 +65,7 @@ def scan(file: Path) -> pl.LazyFrame:
     return table
 
 
-def read_columns(
-    file: Path, schema: dict[str, str], *, where: pl.Expr | None = None
-) -> dict[str, np.ndarray]:
+def read_columns(file: Path, schema: dict[str, str], *, where: pl.Expr | None = None) -> dict[str, np.ndarray]:
     """The named columns in the contract's types; rows where `where` holds.
 
     Integers of any width are accepted where their values fit, and any float for a float; nothing else is

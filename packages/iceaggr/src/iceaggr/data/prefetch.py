@@ -13,9 +13,7 @@ import torch
 T = TypeVar("T")
 
 
-def prefetched(
-    source: Generator[T, None, None], *, depth: int, device: torch.device
-) -> Generator[T, None, None]:
+def prefetched(source: Generator[T, None, None], *, depth: int, device: torch.device) -> Generator[T, None, None]:
     """The items of `source`, made by a background thread up to `depth` ahead; 0 makes them on demand, without
     one.
 

@@ -6,6 +6,7 @@ Shape suffixes used in this package: E events, P pulses, D hit DOMs, T tokens (C
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ class Pulses:
         )
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Pulses:
-        moved = {
+        moved: dict[str, Any] = {
             f.name: None if (x := getattr(self, f.name)) is None else x.to(device, non_blocking=non_blocking)
             for f in fields(self)
         }

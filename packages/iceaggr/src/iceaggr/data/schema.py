@@ -160,10 +160,7 @@ def check_events(events: Events, n_pulses: int, *, meta_file: str | Path, pulse_
         raise EventIdError(f"event_id {events.event_id_E[repeat]} appears twice", file=meta_file, row=repeat)
     for name, angle_E, top in (("azimuth", events.azimuth_E, 2 * np.pi), ("zenith", events.zenith_E, np.pi)):
         # A float32 rounding of the upper end is tolerated; a NaN fails both comparisons.
-        if (
-            angle_E is not None
-            and (row := first_true(~((angle_E >= 0) & (angle_E <= top + 1e-6)))) is not None
-        ):
+        if angle_E is not None and (row := first_true(~((angle_E >= 0) & (angle_E <= top + 1e-6)))) is not None:
             raise LabelError(f"{name} {angle_E[row]} is not in 0..{top:.4f} rad", file=meta_file, row=row)
 
 

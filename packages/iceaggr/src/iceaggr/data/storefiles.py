@@ -124,17 +124,13 @@ def open_arrays(folder: Path, manifest: Manifest) -> dict[str, np.ndarray]:
         size = file.stat().st_size if file.exists() else -1
         if size != rows * np.dtype(ARRAYS[name]).itemsize:
             what = f"has {size:,} bytes instead of {rows * np.dtype(ARRAYS[name]).itemsize:,}"
-            raise CacheError(
-                f"{file} {what if size >= 0 else 'is missing'}: delete the store and build it again"
-            )
+            raise CacheError(f"{file} {what if size >= 0 else 'is missing'}: delete the store and build it again")
         # An empty file cannot be mapped.
         arrays[name] = np.memmap(file, ARRAYS[name], mode="r") if rows else np.empty(0, ARRAYS[name])
     return arrays
 
 
-def append_shard(
-    folder: Path, manifest: Manifest, arrays: dict[str, np.ndarray], shard: dict[str, Any]
-) -> None:
+def append_shard(folder: Path, manifest: Manifest, arrays: dict[str, np.ndarray], shard: dict[str, Any]) -> None:
     """Writes a shard's arrays behind what the manifest lists, then lists it.
 
     `arrays` counts pulses from the beginning of the shard; `shard` brings file, fingerprint and cut.
@@ -159,9 +155,7 @@ def append_shard(
         except OSError as error:
             raise storage_error(file, error) from error
     added = Extent(len(arrays["end"]), len(arrays["word"]), len(arrays["escape_index"]))
-    extent = Extent(
-        before.events + added.events, before.pulses + added.pulses, before.escapes + added.escapes
-    )
+    extent = Extent(before.events + added.events, before.pulses + added.pulses, before.escapes + added.escapes)
     sums = {name: checksum(np.asarray(arrays[name], ARRAYS[name])) for name in manifest.arrays}
     manifest.shards.append(shard | {"extent": asdict(extent), "blake2b": sums})
     manifest.write(folder)

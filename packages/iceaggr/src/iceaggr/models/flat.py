@@ -45,9 +45,7 @@ class FeatureProjection(nn.Module):
         elif mode == "linear":
             self.layers = nn.Sequential(nn.Linear(feature_width, d_model))
         elif mode == "mlp":
-            self.layers = nn.Sequential(
-                nn.Linear(feature_width, d_model), nn.GELU(), nn.Linear(d_model, d_model)
-            )
+            self.layers = nn.Sequential(nn.Linear(feature_width, d_model), nn.GELU(), nn.Linear(d_model, d_model))
         else:
             raise ValueError(f"model.input is {mode!r}; it must be none, linear or mlp")
 

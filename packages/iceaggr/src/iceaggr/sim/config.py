@@ -35,7 +35,7 @@ class SimConfig:
     """Light of a hadronic shower relative to an electromagnetic one of the same energy."""
 
     # Muons that cross by chance: the cosmic-ray muons which no surface veto removes.
-    coincident_rate: float = 8.0e3
+    coincident_rate: float = 6.5e3
     """Muons per second through the generation cylinder."""
     coincident_window: float = 14_000.0
     """They arrive within plus or minus this of the neutrino, ns."""
@@ -81,7 +81,8 @@ class SimConfig:
     """ns."""
     afterpulse_fraction: float = 0.059
     spe_fractions: tuple[float, float] = (0.02, 0.08)
-    """Shares of the two exponentials of the single photo-electron charge; the rest is Gaussian."""
+    """Shares of the two exponentials of the single photo-electron charge, past the discriminator; the rest is
+    Gaussian (the form of arXiv:2002.00997)."""
     spe_widths: tuple[float, float] = (0.027, 0.383)
     """Photo-electrons."""
     spe_mean: float = 0.93

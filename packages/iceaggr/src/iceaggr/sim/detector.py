@@ -28,9 +28,7 @@ class Detector:
     noise_cdf_S: Tensor  # float32 cumulative share of the noise, ends at 1
     noise_doms: float  # the array's noise in units of a standard DOM
     string_R2: Tensor  # float32 mean x, y of each string
-    group_R: (
-        Tensor  # int64, 0 for strings 1-78, 1 for DeepCore: strings of a group have DOMs at the same depths
-    )
+    group_R: Tensor  # int64, 0 for strings 1-78, 1 for DeepCore: strings of a group have DOMs at the same depths
     layer_z_GD: Tensor  # float32 m, mean z of the DOMs of a group
     layer_S: Tensor  # int64 layer of ice of each DOM
     ice_4LL: Tensor  # (4, L * L) averages from layer to layer, 1/m; see Ice
@@ -102,9 +100,7 @@ def _layer(z: np.ndarray) -> np.ndarray:
 def _layer_to_layer() -> np.ndarray:
     """(4, L, L): the fields of `Ice` averaged from the middle of one layer to the middle of another."""
     inverse = 1 / np.stack(ice_properties(SURFACE_Z - _LAYERS_Z))
-    integral = np.concatenate(
-        (np.zeros((2, 1)), ((inverse[:, 1:] + inverse[:, :-1]) / 2).cumsum(axis=1)), axis=1
-    )
+    integral = np.concatenate((np.zeros((2, 1)), ((inverse[:, 1:] + inverse[:, :-1]) / 2).cumsum(axis=1)), axis=1)
     index = np.arange(len(_LAYERS_Z))
     apart = index[:, None] - index
     across = (integral[:, :, None] - integral[:, None, :]) / np.where(apart == 0, 1, apart)

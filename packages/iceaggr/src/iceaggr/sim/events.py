@@ -105,12 +105,11 @@ def _noise_hits(signal_H: Tensor, n: int, array: Detector, config: SimConfig, rn
     return sample_noise(torch.where(lit, begin, 0.0), torch.where(lit, end, 0.0), array, config, rng)
 
 
-def _read_out(
-    pulses: Tensor, n: int, array: Detector, config: SimConfig, rng: Rng
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(kept pulses, triggered_N, shift_N): pulses inside the read-out, and what to add to their times.
+def _read_out(pulses: Tensor, n: int, array: Detector, config: SimConfig, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
+    """(kept pulses, triggered_N, shift_N): pulses inside the read-out, what to add to their times.
 
-    Proposals without any pulse of the neutrino in the read-out do not count as triggered.
+    Proposals whose neutrino has fewer pulses in coincidence than the smallest trigger asks for do not count as
+    triggered: a muon that came by chance did it.
     """
     dom, at = hits.dom(pulses), hits.time(pulses)
     near, launch = trigger.coincidence(dom, at, config)
@@ -120,11 +119,12 @@ def _read_out(
     alive = trigger.isolated_dead_time(dom, at, trigger.auxiliary(dom, at, near, config), config)
     event = hits.event(pulses)
     inside = (at >= start_N[event] - config.readout_before) & (at <= end_N[event] + config.readout_after)
-    pulses = pulses[inside & alive]
+    kept = inside & alive
+    pulses, near = pulses[kept], near[kept]
     seen_N = torch.zeros(n, dtype=torch.int64, device=pulses.device)
-    seen_N.index_add_(0, hits.event(pulses), pulses & 1)
+    seen_N.index_add_(0, hits.event(pulses), pulses & near)
     jitter = (config.trigger_jitter * rng.exponential(n)).clamp(max=27).floor().long()
-    return pulses, triggered_N & (seen_N > 0), config.trigger_time + jitter - start_N
+    return pulses, triggered_N & (seen_N >= trigger.SMT3[0]), config.trigger_time + jitter - start_N
 
 
 def _events(

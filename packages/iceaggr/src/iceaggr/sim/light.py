@@ -61,9 +61,7 @@ _SHOWER_NORM = _shower_emission_norm()
 _DIFFUSE_NORM = _DIFFUSE_FORWARD / math.sinh(_DIFFUSE_FORWARD)
 
 
-def shower_light(
-    showers: Showers, source_Q: Tensor, sensor_Q: Tensor, detector: Detector, config: SimConfig
-) -> Light:
+def shower_light(showers: Showers, source_Q: Tensor, sensor_Q: Tensor, detector: Detector, config: SimConfig) -> Light:
     """Light of shower source_Q in DOM sensor_Q."""
     position_3Q, direction_3Q = (
         _columns(showers.position_C3, source_Q),
@@ -87,9 +85,7 @@ def shower_light(
     return _light(expected, time, shape, ice, config)
 
 
-def track_light(
-    tracks: Tracks, source_Q: Tensor, sensor_Q: Tensor, detector: Detector, config: SimConfig
-) -> Light:
+def track_light(tracks: Tracks, source_Q: Tensor, sensor_Q: Tensor, detector: Detector, config: SimConfig) -> Light:
     """Light of muon source_Q in DOM sensor_Q: the Cherenkov cone, fading out beyond its ends."""
     cone = _cone(tracks, source_Q, sensor_Q, detector)
     ice = detector.ice_between(cone.z, detector.layer_S.index_select(0, sensor_Q))

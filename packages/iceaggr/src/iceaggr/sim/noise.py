@@ -27,9 +27,7 @@ def sample_noise(from_N: Tensor, until_N: Tensor, detector: Detector, config: Si
 
     paired = (rng.uniform(n) <= config.burst_fraction).nonzero().squeeze(1)
     m = paired.numel()
-    delay = torch.where(
-        rng.uniform(m) <= config.burst_short_share, config.burst_short_delay, config.burst_delay
-    )
+    delay = torch.where(rng.uniform(m) <= config.burst_short_share, config.burst_short_delay, config.burst_delay)
     away = torch.where(rng.uniform(m) <= 0.5, -delay, delay) * rng.exponential(m)
     event = torch.cat((event, event[paired]))
     sensor = torch.cat((sensor, sensor[paired]))

@@ -56,7 +56,7 @@ def sample_photons(
 def charge(weight_G: Tensor, config: SimConfig, rng: Rng) -> Tensor:
     """Charge (p.e.) of `weight` simultaneous photo-electrons: mean ~ weight, spread ~ its root.
 
-    One photo-electron follows two exponentials and a Gaussian (the template of arXiv:2002.00997).
+    One photo-electron follows two exponentials and a Gaussian (the form of arXiv:2002.00997).
     """
     n = weight_G.numel()
     (share_a, share_b), (width_a, width_b) = config.spe_fractions, config.spe_widths

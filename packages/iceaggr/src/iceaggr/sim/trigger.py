@@ -113,9 +113,7 @@ def readout(windows_W: Tensor, n: int, config: SimConfig) -> tuple[Tensor, Tenso
     """
     event, start, end = windows_W >> 34, (windows_W >> 17) & 0x1FFFF, windows_W & 0x1FFFF
     first = hits.starts(event)
-    reach = (
-        ((event << 17) | end).cummax(0).values
-    )  # latest end so far; an event's keys exceed all earlier events'
+    reach = ((event << 17) | end).cummax(0).values  # latest end so far; an event's keys exceed all earlier events'
     gap = torch.zeros_like(first)
     gap[1:] = ~first[1:] & (start[1:] - (reach[:-1] & 0x1FFFF) > config.readout_before + config.readout_after)
     gaps = gap.cumsum(0)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from lab_shared.errors import UserError
 
 from iceaggr import __version__
 from iceaggr.geometry import Geometry, icecube86, write_geometry_csv
@@ -58,7 +59,7 @@ def simulate_folder(
     2 GB at 200,000 events each. `progress(done, total)` is called per block.
 
     Raises:
-        ValueError: n_events or events_per_file is not positive, the seed is not 0 to 2^31 - 1, or there are
+        UserError: n_events or events_per_file is not positive, the seed is not 0 to 2^31 - 1, or there are
             more events than a seed has ids for.
         FileExistsError: `out` holds other data, or a simulation with other settings.
     """
@@ -66,12 +67,12 @@ def simulate_folder(
     device = torch.device(device)
     geometry, config = geometry or icecube86(), config or SimConfig()
     if n_events < 1 or events_per_file < 1:
-        raise ValueError(f"n_events {n_events} and events_per_file {events_per_file} must be positive")
+        raise UserError(f"n_events {n_events} and events_per_file {events_per_file} must be positive")
     if not 0 <= seed < 1 << 31:
-        raise ValueError(f"seed {seed} is outside 0 to {(1 << 31) - 1}")
+        raise UserError(f"seed {seed} is outside 0 to {(1 << 31) - 1}")
     n_files = -(-n_events // events_per_file)
     if n_files * events_per_file * _ID_STEP >= 1 << 31:
-        raise ValueError(
+        raise UserError(
             f"{n_events} events: a seed has ids for {(1 << 31) // _ID_STEP}; simulate the rest with another"
         )
     settings = _settings(n_events, events_per_file, seed, device, geometry, config)
@@ -142,9 +143,7 @@ def _prepare(out: Path, settings: dict[str, Any]) -> Path:
     if record.exists():
         _same_settings(json.loads(record.read_text()), settings, out)
     elif (out / "train").exists() or (out / "train_meta.parquet").exists():
-        raise FileExistsError(
-            f"{out} already holds event files that are no simulation; choose another folder"
-        )
+        raise FileExistsError(f"{out} already holds event files that are no simulation; choose another folder")
     for folder in (parts, out / "train", out / "pulse_truth"):
         folder.mkdir(parents=True, exist_ok=True)
     _write_text(record, json.dumps(settings, indent=1))
@@ -193,9 +192,7 @@ def _write_file(
     )
     _write_parquet(pulses, out / "train" / f"batch_{batch}.parquet")
     del pulses
-    _write_parquet(
-        pl.DataFrame({"is_signal": joined("signal_P")}), out / "pulse_truth" / f"batch_{batch}.parquet"
-    )
+    _write_parquet(pl.DataFrame({"is_signal": joined("signal_P")}), out / "pulse_truth" / f"batch_{batch}.parquet")
     vertex = joined("vertex_E3")
     events = pl.DataFrame(
         {
@@ -228,9 +225,7 @@ def _finish(out: Path, parts: Path, n_files: int, geometry: Geometry, settings: 
 
     events = pl.concat([pl.read_parquet(parts / f"truth_{batch}.parquet") for batch in range(1, n_files + 1)])
     indices = ["first_pulse_index", "last_pulse_index"]
-    _write_parquet(
-        events.select("batch_id", "event_id", *indices, "azimuth", "zenith"), out / "train_meta.parquet"
-    )
+    _write_parquet(events.select("batch_id", "event_id", *indices, "azimuth", "zenith"), out / "train_meta.parquet")
     _write_parquet(events.drop(indices), out / "truth.parquet")
     write_geometry_csv(out / "sensor_geometry.csv", geometry)
     versions = {name: version(name) for name in ("torch", "numpy", "polars")} | {"iceaggr": __version__}
