@@ -206,8 +206,8 @@ def test_building_segment_blocks_does_not_synchronise(causal):
         _ = mask.blocks, mask.cu_seqlens
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    on_cpu = Mask.segments(offsets.cpu(), 6400, causal=causal)
-    assert all((x.cpu() == y).all() for x, y in zip(mask.blocks, on_cpu.blocks, strict=True))
+    on_cpu = Mask.segments(offsets.cpu(), 6400, causal=causal, max_len=60)
+    assert all((x.cpu() == y).all() for x, y in zip(mask.blocks[:8], on_cpu.blocks[:8], strict=True))
 
 
 @pytest.mark.gpu

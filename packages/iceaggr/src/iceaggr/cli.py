@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from iceaggr import __version__
+from iceaggr.allocator import keep_freed_memory
 from iceaggr.config import PRESETS, TrainConfig
 
 
@@ -38,6 +39,7 @@ def _guard(command: Any, args: Any) -> int:
     """Turn the errors a user can cause into one line; anything else is a bug and keeps its traceback."""
     from lab_shared.errors import UserError
 
+    keep_freed_memory()
     try:
         command(args)
     except (UserError, OSError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,8 +17,9 @@ from iceaggr.geometry import Geometry
 from iceaggr.sim.config import SimConfig
 from iceaggr.sim.events import Truth, simulate_block
 
-BLOCK_SIZE = {"cpu": 2048, "cuda": 16384}
+BLOCK_SIZE = {"cpu": 1024, "cuda": 16384}
 """Proposals per block; part of what fixes the bytes of a device type."""
+_CUDA_STREAMS = 3
 _ACCEPTANCE = 0.45
 """About this share of proposals triggers; a first guess of how many blocks to start."""
 
@@ -34,7 +36,8 @@ def iter_events(
     """Blocks of `n_events` simulated events in all, numbered from 0 in event_id_E; the last is cut to fit.
 
     The events depend on (seed, stream, device type, config, geometry) and not on the number of threads: on a
-    CPU one thread per core (torch.get_num_threads()) simulates whole blocks, and at most that many are held.
+    CPU one thread per core (torch.get_num_threads()) simulates whole blocks, on a GPU a few threads with a CUDA
+    stream each, so that one block's waits for the host are another's computing. At most that many blocks are held.
 
     Raises:
         ValueError: n_events is not positive, or there is no block size for the device type.
@@ -51,7 +54,10 @@ def iter_events(
             size, seed=seed, stream=stream, block=block, config=config, geometry=geometry, device=device
         )
 
-    blocks = _in_threads(simulate, n_events, size) if device.type == "cpu" else map(simulate, _count())
+    if device.type == "cpu":
+        blocks = _in_threads(simulate, n_events, size, torch.get_num_threads())
+    else:
+        blocks = _in_threads(_on_own_stream(simulate, device), n_events, size, _CUDA_STREAMS)
     done = 0
     for pulses, truth in blocks:
         take = min(pulses.n_events, n_events - done)
@@ -100,11 +106,32 @@ def _count() -> Iterator[int]:
         block += 1
 
 
+def _on_own_stream(
+    simulate: Callable[[int], tuple[Pulses, Truth]], device: torch.device
+) -> Callable[[int], tuple[Pulses, Truth]]:
+    """The same on a CUDA stream of the calling thread; the result is finished when it is returned."""
+    own = threading.local()
+    consumer = torch.cuda.current_stream(device)
+
+    def run(block: int) -> tuple[Pulses, Truth]:
+        if not hasattr(own, "stream"):
+            own.stream = torch.cuda.Stream(device)
+        with torch.cuda.device(device), torch.cuda.stream(own.stream):
+            result = simulate(block)
+            own.stream.synchronize()
+        for part in result:
+            for x in vars(part).values():
+                x.record_stream(consumer)  # its memory is not for this stream to reuse before the consumer is done
+        return result
+
+    return run
+
+
 def _in_threads(
-    simulate: Callable[[int], tuple[Pulses, Truth]], n_events: int, size: int
+    simulate: Callable[[int], tuple[Pulses, Truth]], n_events: int, size: int, workers: int
 ) -> Iterator[tuple[Pulses, Truth]]:
     """Blocks in order from single-threaded workers: whole blocks scale better than split operations."""
-    workers = torch.get_num_threads()
+    threads = torch.get_num_threads()
     waiting: deque[Future[tuple[Pulses, Truth]]] = deque()
     numbers, done, acceptance = _count(), 0, _ACCEPTANCE
     with ThreadPoolExecutor(workers, "simulate", torch.set_num_threads, (1,)) as pool:
@@ -114,7 +141,7 @@ def _in_threads(
                 while len(waiting) < min(workers, wanted):
                     waiting.append(pool.submit(simulate, next(numbers)))
                 pulses, truth = waiting.popleft().result()
-                torch.set_num_threads(workers)  # the workers' setting is the default of threads born later
+                torch.set_num_threads(threads)  # the workers' setting is the default of threads born later
                 done += pulses.n_events
                 acceptance = max(pulses.n_events / size, 0.01)
                 yield pulses, truth

@@ -72,7 +72,7 @@ def _key(dom_P: Tensor, time_P: Tensor) -> Tensor:
 
 def _last_near(key_P: Tensor, near_P: Tensor) -> Tensor:
     """Key of the last near pulse at or before each pulse, perhaps of another DOM."""
-    return torch.where(near_P, key_P, -(1 << _KEY_BITS)).cummax(0).values
+    return hits.running_max(torch.where(near_P, key_P, -(1 << _KEY_BITS)))
 
 
 def isolated_dead_time(dom_P: Tensor, time_P: Tensor, auxiliary_P: Tensor, config: SimConfig) -> Tensor:
@@ -113,7 +113,7 @@ def readout(windows_W: Tensor, n: int, config: SimConfig) -> tuple[Tensor, Tenso
     """
     event, start, end = windows_W >> 34, (windows_W >> 17) & 0x1FFFF, windows_W & 0x1FFFF
     first = hits.starts(event)
-    reach = ((event << 17) | end).cummax(0).values  # latest end so far; an event's keys exceed all earlier events'
+    reach = hits.running_max((event << 17) | end)  # latest end so far; an event's keys exceed all earlier events'
     gap = torch.zeros_like(first)
     gap[1:] = ~first[1:] & (start[1:] - (reach[:-1] & 0x1FFFF) > config.readout_before + config.readout_after)
     gaps = gap.cumsum(0)
