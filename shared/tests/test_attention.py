@@ -300,3 +300,23 @@ def test_impossible_choices_say_why_and_what_instead():
         attend(torch.randn(1, 3, 4, 8), torch.randn(1, 2, 4, 8), torch.randn(1, 2, 4, 8))
     with pytest.raises(ValueError, match="one dtype"):
         attend(q, k.half(), v)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dim", [16, 32, 48, 64, 128])
+def test_flex_on_packed_segments_of_every_head_size(dim, dtype):
+    torch._dynamo.reset()
+    offsets = torch.tensor([0, 60, 61, 61, 300, 777, 1000], device="cuda")
+    mask = Mask.segments(offsets, 1024, max_len=500)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    generator = torch.Generator("cuda").manual_seed(0)
+    shape = (1024, 2, dim)
+    inputs = [torch.randn(shape, device="cuda", generator=generator).to(dtype).requires_grad_() for _ in range(3)]
+    seed = torch.randn(shape, device="cuda", generator=generator).to(dtype)
+    results = []
+    for backend in ("flex", "reference"):
+        out = attend(*inputs, mask, backend=backend)
+        results.append([out, *torch.autograd.grad(out, inputs, seed)])
+    for fast, slow in zip(*results, strict=True):
+        assert_parity(fast.float(), slow.float(), atol=tolerance, rtol=tolerance)

@@ -87,7 +87,7 @@ def test_predict_writes_a_submission(folders, tmp_path, strict):
     out = tmp_path / "submission.csv"
     flags = ["--strict"] if strict else []
     assert main(["predict", str(folders / "run"), "--data", str(folders / "other"), "--out", str(out), *flags]) == 0
-    rows = list(csv.DictReader(out.open()))
+    rows = list(csv.DictReader(out.read_text().splitlines()))
     assert list(rows[0]) == ["event_id", "azimuth", "zenith"] + ([] if strict else ["kappa"])
     assert len({row["event_id"] for row in rows}) == 120
     assert all(0 <= float(r["azimuth"]) < 2 * np.pi and 0 <= float(r["zenith"]) <= np.pi for r in rows)

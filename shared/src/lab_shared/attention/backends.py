@@ -162,7 +162,7 @@ def flex_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, score_mod: ScoreMod | None, return_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
     """FlexAttention with block lists from the mask. Compiled here, unless the caller is compiling already."""
-    spans, blocks = mask.sized_spans(q.size(2), q.device)
+    spans, blocks = mask.sized_spans(q.size(2), max(q.size(-1), v.size(-1)), q.device)
     if mask.allowed is not None:
         blocks = all_partial(q.size(2), k.size(2), q.device)
     if not q.is_cuda:  # FlexAttention on CPU refuses tensors that require grad even under torch.no_grad()

@@ -21,6 +21,8 @@ BLOCK = 128
 FINE_BLOCK = 64
 """For packed segments: they are shorter than 128 more often than not, and half of a larger block is wasted (on an
 H200 forward and backward took 2.2 instead of 3.5 ms at 2^18 tokens, 8 heads of 32, with FINE_KERNEL)."""
+FINE_MAX_DIM = 64
+"""Heads of this size or more get kernels whose tiles are larger than a fine block."""
 FINE_KERNEL: Any = {
     "BLOCK_M": 64,
     "BLOCK_N": 64,

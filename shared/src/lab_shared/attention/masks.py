@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lab_shared.attention.blocks import Blocks, blocks_from_spans
+from lab_shared.attention.blocks import FINE_MAX_DIM, Blocks, blocks_from_spans
 from lab_shared.attention.packing import Buckets, plan_buckets
 
 PADDING_CHUNK = 512
@@ -206,14 +206,16 @@ class Mask:
 
     @property
     def blocks(self) -> Blocks:
-        """FlexAttention's block lists for `spans`, by arithmetic on the device."""
-        if "blocks" not in self._kept:
+        """FlexAttention's block lists for `spans`, by arithmetic on the device; fine ones for packed segments."""
+        return self._blocks(fine=self.kind == "segments")
+
+    def _blocks(self, *, fine: bool) -> Blocks:
+        key = "fine blocks" if fine else "blocks"
+        if key not in self._kept:
             spans, total = self._sized()
-            packed = self.kind == "segments"
-            self._kept["blocks"] = blocks_from_spans(
-                spans, self.spans_by_key, total, fine=packed, max_span=self.max_len if packed else None
-            )
-        return self._kept["blocks"]
+            max_span = self.max_len if self.kind == "segments" else None
+            self._kept[key] = blocks_from_spans(spans, self.spans_by_key, total, fine=fine, max_span=max_span)
+        return self._kept[key]
 
     @property
     def allowed_dense(self) -> Tensor:
@@ -267,13 +269,13 @@ class Mask:
             return self.offsets_host
         return _checked_offsets(self._offsets().cpu().numpy(), self._sized()[1], self.max_len)
 
-    def sized_spans(self, n_tokens: int, device: torch.device) -> tuple[Spans | None, Blocks | None]:
+    def sized_spans(self, n_tokens: int, head_dim: int, device: torch.device) -> tuple[Spans | None, Blocks | None]:
         """Spans and block lists for this many tokens; (None, None) where intervals do not describe the
         mask."""
         if self.kind in ("full", "dense"):
             return None, None
         if self.spans is not None:
-            return self.spans, self.blocks
+            return self.spans, self._blocks(fine=self.kind == "segments" and head_dim < FINE_MAX_DIM)
         token_T = torch.arange(n_tokens, dtype=torch.int32, device=device)
         spans = Spans(torch.zeros_like(token_T), token_T + 1)
         return spans, blocks_from_spans(spans, Spans(token_T, torch.full_like(token_T, n_tokens)), n_tokens)
