@@ -92,7 +92,7 @@ def bench(*, device: str | None = None, only: Sequence[str] | None = None, quick
                     lambda: bench_cache(cache, seconds=0.5 if quick else 2),
                     key="gather_events_per_s",
                 )
-            for preset in ("quick", "small", "5M"):
+            for preset in ("quick", "small", "5M") if gpu else ("quick", "small"):
                 config = PRESETS[preset][1]
                 if "train" in stages:
                     add(
