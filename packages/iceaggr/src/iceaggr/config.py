@@ -133,8 +133,8 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         _seed(slots=41, input="none", d_model=256, d_hidden=1024, layers=8, head_hidden=1024),
     ),
     "8M": (
-        "As 5M with d=320 and a hidden width of 1280, 7.8 million parameters.",
-        _seed(slots=41, input="none", d_model=320, d_hidden=1280, layers=6, head_hidden=1024),
+        "As 5M with d=320, a hidden width of 1280 and a linear input, 7.7 million parameters.",
+        _seed(slots=41, input="linear", d_model=320, d_hidden=1280, layers=6, head_hidden=1024),
     ),
     "10M-deep": (
         "As 5M with 12 layers, 9.7 million parameters.",
