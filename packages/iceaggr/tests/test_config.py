@@ -6,7 +6,7 @@ from iceaggr.data.prepare import SplitError, refuse_overlap, split
 from iceaggr.models.flat import build_model
 from lab_shared.config import ConfigError, from_json, preset_cli, to_json
 
-# By the seed's formula: proj + d + 2L + L (4 d^2 + 2 d h) + (d H + H + 3 H + 3); 548,107 and 4,985,103 are its own figures.
+# By the seed's formula: proj + d + 2L + L (4 d^2 + 2 d h) + (d H + H + 3 H + 3). 548,107 and 4,985,103 are its figures.
 PARAMETERS = {
     "quick": 157_513,
     "small": 548_107,
