@@ -20,7 +20,6 @@ from iceaggr.data.features import (
     rotate_z,
     seed_vectors,
     select_doms,
-    unit_vectors,
 )
 from iceaggr.data.grouping import group_doms
 from iceaggr.data.kaggle import KaggleFolder, slice_events
@@ -235,15 +234,6 @@ def test_rotating_an_event_is_rotating_the_detector_and_the_target(make_pulses, 
     unturned = build_tokens(pulses, CONFIGS[name], tables)
     assert not torch.allclose(a.features_TF, unturned.features_TF, atol=1e-2)
     assert torch.allclose(a.target_E3[:, 2], unturned.target_E3[:, 2])
-
-
-def test_unit_vectors_have_length_one():
-    generator = torch.Generator().manual_seed(0)
-    azimuth = torch.rand(100, generator=generator, dtype=torch.float64) * 2 * math.pi
-    zenith = torch.rand(100, generator=generator, dtype=torch.float64) * math.pi
-    vectors = unit_vectors(azimuth, zenith)
-    assert torch.allclose(vectors.norm(dim=1), torch.ones(100, dtype=torch.float64))
-    assert torch.allclose(torch.atan2(vectors[:, 1], vectors[:, 0]) % (2 * math.pi), azimuth)
 
 
 @pytest.mark.parametrize("how", ["earliest", "hlc"])

@@ -5,7 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from iceaggr.metrics import angles_to_vector, opening_angle_deg, summary, vector_to_angles
+from iceaggr.directions import angles_to_vector, vector_to_angles
+from iceaggr.metrics import opening_angle_deg, summary
 from lab_shared.testing import assert_equivariant, assert_parity
 
 azimuths = st.floats(0, 2 * np.pi, exclude_max=True)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lab_shared.dist import unwrap
 from lab_shared.errors import UserError
 from lab_shared.files import StorageError, atomic_write, make_folder
 
@@ -214,14 +215,7 @@ def newest_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The live parameters and persistent buffers, named as without DDP and torch.compile."""
-    while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            break
-    return {name.replace("_orig_mod.", ""): x for name, x in model.state_dict().items()}
+    return {name.replace("_orig_mod.", ""): x for name, x in unwrap(model).state_dict().items()}
 
 
 def assign_tensors(model: nn.Module, saved: Mapping[str, Tensor], source: str) -> None:

@@ -115,6 +115,17 @@ def _torchrun_place() -> tuple[int, int, int]:
     return rank, world, local_rank
 
 
+def unwrap(model: nn.Module) -> nn.Module:
+    """The plain model inside DistributedDataParallel and torch.compile, in whichever order they are."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
 def weighted_mean_loss(loss_sum: Tensor, n: Tensor | int, dist: Dist) -> Tensor:
     """The loss whose gradient, averaged over ranks by DDP, is that of the mean over all ranks' examples.
 

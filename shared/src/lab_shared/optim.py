@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lab_shared.dist import unwrap
 from lab_shared.errors import UserError
 from lab_shared.muon import BatchedMuon, evaluate
 
@@ -41,7 +42,7 @@ def split_params(model: nn.Module, *, not_hidden: Iterable[str] = ()) -> ParamSp
 
     Raises ValueError when a prefix in `not_hidden` matches no parameter.
     """
-    model = _unwrap(model)
+    model = unwrap(model)
     names_of: dict[nn.Parameter, list[str]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         names_of.setdefault(p, []).append(name)
@@ -62,17 +63,6 @@ def split_params(model: nn.Module, *, not_hidden: Iterable[str] = ()) -> ParamSp
             group = split.muon
         group[names[0]] = p
     return split
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    """The plain model inside DDP and torch.compile."""
-    while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
 
 
 def _under(name: str, prefix: str) -> bool:

@@ -17,7 +17,8 @@ from iceaggr.data.cache import EventCache
 from iceaggr.data.features import Tables
 from iceaggr.data.kaggle import KaggleFolder
 from iceaggr.data.prepare import SplitError, data_label, folder_geometry, refuse_overlap
-from iceaggr.metrics import angles_to_vector, opening_angle_deg, summary, vector_to_angles
+from iceaggr.directions import angles_to_vector, vector_to_angles
+from iceaggr.metrics import opening_angle_deg, summary
 from iceaggr.predict import load_run, pick_device, predict_events
 
 TRAINED_ON = "train_event_ids.npy"

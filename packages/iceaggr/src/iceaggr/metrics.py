@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from lab_shared.stats import Quantile, bca_interval
-from torch import Tensor
 
-Array = TypeVar("Array", np.ndarray, Tensor)
+from iceaggr.directions import Array, as_float64, like
 
 PERCENTILES = (10, 25, 75, 90)
 ZENITH_EDGES_DEG = (0, 30, 60, 90, 120, 150, 180)
@@ -29,7 +28,7 @@ def opening_angle_deg(a_E3: Array, b_E3: Array) -> Array:
     Raises:
         ValueError: a vector has no direction (length 0 or not finite).
     """
-    a, b = _float64(a_E3), _float64(b_E3)
+    a, b = as_float64(a_E3), as_float64(b_E3)
     for vectors in (a, b):
         length = vectors.norm(dim=-1)
         bad = ~(torch.isfinite(length) & (length > 0))
@@ -41,24 +40,7 @@ def opening_angle_deg(a_E3: Array, b_E3: Array) -> Array:
             )
     a, b = torch.broadcast_tensors(a, b)
     sine = torch.linalg.cross(a, b).norm(dim=-1)
-    return _like(torch.rad2deg(torch.atan2(sine, (a * b).sum(-1))), a_E3)
-
-
-def angles_to_vector(azimuth: Array, zenith: Array) -> Array:
-    """Angles in radians (...) -> unit vectors (..., 3) float64: (cos az sin zen, sin az sin zen, cos zen)."""
-    az, zen = _float64(azimuth), _float64(zenith)
-    vector = torch.stack([az.cos() * zen.sin(), az.sin() * zen.sin(), zen.cos()], dim=-1)
-    return _like(vector, azimuth)
-
-
-def vector_to_angles(vector_E3: Array) -> tuple[Array, Array]:
-    """Vectors of any length (..., 3) -> (azimuth in [0, 2 pi), zenith in [0, pi]) in radians, float64."""
-    x, y, z = _float64(vector_E3).unbind(-1)
-    azimuth = torch.atan2(y, x).remainder(2 * torch.pi)
-    # remainder rounds a tiny negative angle up to 2 pi itself
-    azimuth = torch.where(azimuth >= 2 * torch.pi, 0.0, azimuth)
-    zenith = torch.atan2(torch.hypot(x, y), z)
-    return _like(azimuth, vector_E3), _like(zenith, vector_E3)
+    return like(torch.rad2deg(torch.atan2(sine, (a * b).sum(-1))), a_E3)
 
 
 def summary(
@@ -124,13 +106,3 @@ def summary(
         **{f"p{p}": figure(errors, Quantile(p / 100)) for p in PERCENTILES},
         "by": by,
     }
-
-
-def _float64(x: np.ndarray | Tensor) -> Tensor:
-    if isinstance(x, Tensor):
-        return x.to(torch.float64)
-    return torch.tensor(np.asarray(x, dtype=np.float64))  # copied: torch warns if it shares read-only memory
-
-
-def _like(x: Tensor, example: Array) -> Array:
-    return x if isinstance(example, Tensor) else x.numpy()

@@ -25,7 +25,7 @@ from iceaggr.data.kaggle import KaggleFolder
 from iceaggr.data.prepare import data_label, folder_geometry
 from iceaggr.data.pulses import TokenBatch
 from iceaggr.data.schema import N_SENSORS
-from iceaggr.metrics import angles_to_vector, vector_to_angles
+from iceaggr.directions import angles_to_vector, vector_to_angles
 from iceaggr.models.flat import FlatTransformer, build_model
 
 

@@ -30,6 +30,7 @@ from iceaggr.data.storefiles import (
     locked,
     open_arrays,
 )
+from iceaggr.directions import angles_to_vector
 
 _CHUNK = 1 << 16  # pulses gathered at a time
 
@@ -84,8 +85,7 @@ class EventCache:
         """(E, 3) float64 unit vectors to where the neutrinos came from. Raises CacheError without labels."""
         if self.azimuth is None or self.zenith is None:
             raise CacheError(f"the events of {self.path or 'this store'} have no azimuth and zenith")
-        flat = np.sin(self.zenith)
-        return np.stack([np.cos(self.azimuth) * flat, np.sin(self.azimuth) * flat, np.cos(self.zenith)], 1)
+        return angles_to_vector(self.azimuth, self.zenith)
 
     def gather(self, indices: np.ndarray | Sequence[int]) -> Pulses:
         """The events at these positions, in this order, on `device`."""

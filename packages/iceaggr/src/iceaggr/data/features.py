@@ -16,6 +16,7 @@ from torch import Tensor
 from iceaggr.config import ModelConfig
 from iceaggr.data.grouping import Doms, group_doms
 from iceaggr.data.pulses import Pulses, TokenBatch
+from iceaggr.directions import angles_to_vector
 from iceaggr.geometry import Geometry
 
 LIGHT_SPEED = 0.299792458
@@ -73,11 +74,6 @@ class Tables:
 def feature_width(config: ModelConfig) -> int:
     """Features per token."""
     return 4 + 3 * config.slots if config.features == "seed" else len(SUMMARY_FEATURES)
-
-
-def unit_vectors(azimuth: Tensor, zenith: Tensor) -> Tensor:
-    """(N, 3) directions the neutrinos came from: (cos az sin zen, sin az sin zen, cos zen)."""
-    return torch.stack([azimuth.cos() * zenith.sin(), azimuth.sin() * zenith.sin(), zenith.cos()], 1)
 
 
 def rotate_z(xyz_N3: Tensor, angle_N: Tensor) -> Tensor:
@@ -268,7 +264,7 @@ def build_tokens(
     cls_E[:n_events] = offsets_E1[:n_events]
     target_E3 = None
     if pulses.azimuth_E is not None and pulses.zenith_E is not None:
-        came_from_E3 = unit_vectors(pulses.azimuth_E, pulses.zenith_E)
+        came_from_E3 = angles_to_vector(pulses.azimuth_E, pulses.zenith_E)
         if rotation_E is not None:
             came_from_E3 = rotate_z(came_from_E3, rotation_E)
         target_E3 = features_DF.new_zeros(capacity_E, 3)
