@@ -153,23 +153,21 @@ def test_help_answers_at_once():
     assert min(times) < 0.5
 
 
-def _train(folders, out):
-    argv = [sys.executable, "-m", "iceaggr", "train", *TINY, "--epochs", "3", "--checkpoint-every", "3",
-            "--data.store", str(folders / "store"), "--data", str(folders / "train"), "--out", str(out)]  # fmt: skip
-    return subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
-
-
 @pytest.mark.slow
 def test_killed_and_resumed_is_bit_identical(folders, tmp_path):
-    whole = _train(folders, tmp_path / "whole")
-    assert whole.wait(timeout=300) == 0, whole.stderr.read()
-    part = _train(folders, tmp_path / "part")
+    def argv(out):
+        flags = ["--epochs", "3", "--checkpoint-every", "3", "--data.store", str(folders / "store")]
+        paths = ["--data", str(folders / "train"), "--out", str(out)]
+        return [sys.executable, "-m", "iceaggr", "train", *TINY, *flags, *paths]
+
+    whole = subprocess.run(argv(tmp_path / "whole"), capture_output=True, text=True, timeout=300, check=False)
+    assert whole.returncode == 0, whole.stderr
     checkpoints = tmp_path / "part" / "checkpoints"
     deadline = time.monotonic() + 120
-    while not list(checkpoints.glob("step_*.safetensors")) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    part.kill()
-    part.wait()
+    with subprocess.Popen(argv(tmp_path / "part"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as part:
+        while not list(checkpoints.glob("step_*.safetensors")) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        part.kill()
     assert not (tmp_path / "part" / "DONE.json").exists()
     assert main(["train", "--resume", str(tmp_path / "part")]) == 0
     for name in ("weights.safetensors", "evaluation.json"):

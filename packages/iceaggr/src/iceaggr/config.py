@@ -82,7 +82,8 @@ class TrainConfig:
     epochs: float = 10.0
     """Passes over the training events."""
     tokens_per_batch: int | None = None
-    """Tokens (CLS + DOMs) of one step on one process; None is 4,096 on a CPU and 262,144 on a GPU."""
+    """Tokens (CLS + DOMs) of one step on one process; None is 4,096 on a CPU (5,161
+    without dom_cap, for the largest possible event) and 262,144 on a GPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast type of the forward pass; auto is bfloat16 on a GPU and float32 on a CPU."""
     compile: bool | None = None

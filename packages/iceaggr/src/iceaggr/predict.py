@@ -30,8 +30,9 @@ from iceaggr.models.flat import FlatTransformer, build_model
 
 
 def token_budget(config: TrainConfig, device: torch.device) -> int:
-    """Tokens of one batch: the configured number, or what suits the device."""
-    return config.tokens_per_batch or (4096 if device.type == "cpu" else 1 << 18)
+    """Tokens of one batch: the configured number, or what suits the device and holds the largest possible event."""
+    largest = 1 + (config.model.dom_cap or N_SENSORS)
+    return config.tokens_per_batch or max(largest, 4096 if device.type == "cpu" else 1 << 18)
 
 
 def token_mask(batch: TokenBatch) -> Mask:
