@@ -13,7 +13,7 @@ def keep_freed_memory() -> None:
     """Tell glibc to hold on to freed blocks (up to 1 GB) instead of returning and faulting them in again.
 
     The tensors of a step are megabytes each, above glibc's threshold for memory that goes straight back. With this the
-    simulator and training are about a tenth faster on two cores. Does nothing on other C libraries.
+    simulator's benchmark spends half the system time. Does nothing on other C libraries.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -11,7 +11,7 @@ from lab_shared.files import atomic_write
 from lab_shared.progress import Counter
 from torch import nn
 
-from iceaggr.baselines import line_fit, random_directions
+from iceaggr.baselines import LineFitVariant, line_fit, random_directions
 from iceaggr.config import TrainConfig
 from iceaggr.data.cache import EventCache
 from iceaggr.data.features import Tables
@@ -24,7 +24,7 @@ from iceaggr.predict import load_run, pick_device, predict_events
 TRAINED_ON = "train_event_ids.npy"
 SHOWN = 6  # events drawn in the report
 # The line fit every result is compared with is the best of its variants on simulated data.
-LINE_FITS = {"linefit": "windowed_hlc", "linefit_hlc": "hlc", "linefit_all": "all"}
+LINE_FITS: dict[str, LineFitVariant] = {"linefit": "windowed_hlc", "linefit_hlc": "hlc", "linefit_all": "all"}
 
 
 def remember_training_events(run_dir: Path, event_ids: np.ndarray) -> None:
@@ -43,7 +43,7 @@ def baseline_errors(cache: EventCache, index_N: np.ndarray, tables: Tables, *, s
     for rows in np.array_split(np.arange(index_N.size), -(-index_N.size // 5000)):
         pulses = cache.gather(index_N[rows]).to(tables.device)
         for name, variant in LINE_FITS.items():
-            direction_E3 = line_fit(pulses, tables.xyz_S3, variant).direction_E3.cpu().numpy()  # type: ignore[arg-type]
+            direction_E3 = line_fit(pulses, tables.xyz_S3, variant).direction_E3.cpu().numpy()
             parts[name].append(opening_angle_deg(direction_E3, true_N3[rows]))
     return errors | {name: np.concatenate(part) for name, part in parts.items()}
 

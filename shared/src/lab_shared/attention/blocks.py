@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 BLOCK = 128
 FINE_BLOCK = 64
 """For packed segments: they are shorter than 128 more often than not, and half of a larger block is wasted (on an
-H200 forward and backward took 2.2 instead of 3.5 ms at 2^18 tokens, 8 heads of 32, with FINE_KERNEL)."""
+H200 forward and backward took 2.0 instead of 3.3 ms at 2^18 tokens, 8 heads of 32: results/bench)."""
 FINE_MAX_DIM = 64
 """Heads of this size or more get kernels whose tiles are larger than a fine block."""
 FINE_KERNEL: Any = {
