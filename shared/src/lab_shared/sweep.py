@@ -1,0 +1,197 @@
+"""Many runs as one list: executed here or on Ray, skipping what is done, surviving workers that die.
+
+    run_jobs([Job("mha-s0", train_condition, {"attention": "mha", "seed": 0}), ...], Path("runs/matrix"))
+
+A job is a call of a module-level function: call(out=FOLDER/NAME, **kwargs) -> summary. Called again on a folder where
+it was stopped, it must go on from there. FOLDER/NAME/done.json holds the call, its arguments and its summary; it
+is written last and at once, so every result stands exactly once, however often workers died on the way.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import json
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lab_shared.errors import UserError
+from lab_shared.files import atomic_write, make_folder
+
+Engine = Literal["local", "ray"]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call with a name; see the module.
+
+    name: the folder it gets, unique in its list. kwargs: JSON-able. needs: names of jobs that must be done before.
+    """
+
+    name: str
+    call: Callable[..., Mapping[str, Any]]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+
+    @property
+    def target(self) -> str:
+        """`module:function`, by which another process finds the call. Raises UserError if it cannot."""
+        call = self.call
+        if call.__module__ == "__main__" or "." in call.__qualname__:
+            raise UserError(f"job {self.name}: {call.__qualname__} is no top-level function of an importable module")
+        return f"{call.__module__}:{call.__qualname__}"
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    folder: Path,
+    *,
+    engine: Engine = "local",
+    address: str | None = None,
+    workers: int | None = None,
+    gpus_per_job: float = 1.0,
+    retries: int = 1,
+) -> dict[str, dict[str, Any]]:
+    """Run every job that is not done yet, each as soon as those it needs are; return name -> summary.
+
+    engine "local": workers=1 (the default without a GPU) calls them one after another in this process, which shares
+    compiled code; more workers are processes of their own, each with its share of the GPUs or cores. workers defaults
+    to GPUs / gpus_per_job. engine "ray" (extra `ray`): tasks on the cluster at `address` (None: a new one on this
+    machine), `folder` being on a file system that all nodes see.
+    retries: how often a job whose process died (killed, node lost) starts again. An exception is not retried.
+
+    Raises UserError for a bad list, for a folder that holds the results of other arguments, and, once all else has
+    run, for jobs that failed: each is named with its log.
+    """
+    by_name = _checked(jobs)
+    folder = folder.resolve()
+    make_folder(folder)
+    results: dict[str, dict[str, Any]] = {}
+    for job in jobs:
+        summary = _summary_if_done(folder / job.name, job.target, job.kwargs)
+        if summary is not None:
+            results[job.name] = summary
+    if results:
+        _say(f"{len(results)} of {len(jobs)} jobs are done already")
+    waiting = [job.name for job in jobs if job.name not in results]
+    if not waiting:
+        return results
+    failed: dict[str, str] = {}
+    running: dict[Future[dict[str, Any]], tuple[str, float]] = {}
+    from lab_shared import sweep_engines
+
+    opened = sweep_engines.open_engine(engine, folder, address, workers, gpus_per_job, retries, len(waiting))
+    with opened as (submit, capacity):
+        while waiting or running:
+            for name in list(waiting):
+                lost = [n for n in by_name[name].needs if n in failed]
+                if lost:
+                    failed[name] = f"not run, since {lost[0]} failed"
+                    waiting.remove(name)
+                elif len(running) < capacity and all(n in results for n in by_name[name].needs):
+                    waiting.remove(name)
+                    _write_request(folder / name, by_name[name])
+                    running[submit(name)] = (name, time.monotonic())
+                    if capacity == 1:
+                        break  # in this process a submitted job is a finished one: report it before the next
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name, started = running.pop(future)
+                seconds = time.monotonic() - started
+                error = future.exception()
+                if error is None:
+                    results[name] = future.result()
+                    _say(f"[{len(results) + len(failed)}/{len(jobs)}] {name}: done in {seconds:.0f} s")
+                elif isinstance(error, Exception):
+                    failed[name] = f"{error} (log: {folder / name / 'log.txt'})"
+                    _say(f"[{len(results) + len(failed)}/{len(jobs)}] {name}: FAILED after {seconds:.0f} s: {error}")
+                else:
+                    raise error
+    if failed:
+        lines = "\n".join(f"  {name}: {why}" for name, why in failed.items())
+        raise UserError(f"{len(failed)} of {len(jobs)} jobs failed (run the same command again to go on):\n{lines}")
+    return {job.name: results[job.name] for job in jobs}
+
+
+def execute(folder: Path) -> dict[str, Any]:
+    """Carry out the job that FOLDER/job.json asks for, unless it is done; what every engine runs. Returns the summary.
+
+    Any exception is also written, with its traceback, to FOLDER/log.txt.
+    """
+    request = json.loads((folder / "job.json").read_text())
+    with _only_one(folder):
+        summary = _summary_if_done(folder, request["call"], request["kwargs"])
+        if summary is None:
+            module, name = request["call"].split(":")
+            started = time.monotonic()
+            try:
+                call = getattr(importlib.import_module(module), name)
+                summary = dict(call(out=folder, **request["kwargs"]))
+            except Exception:
+                with open(folder / "log.txt", "a") as log:
+                    log.write(traceback.format_exc())
+                raise
+            done = {**request, "summary": summary, "seconds": time.monotonic() - started}
+            atomic_write(folder / "done.json", json.dumps(done, indent=1) + "\n")
+    return summary
+
+
+def _checked(jobs: Sequence[Job]) -> dict[str, Job]:
+    by_name: dict[str, Job] = {}
+    for job in jobs:
+        if not _NAME.fullmatch(job.name):
+            raise UserError(f"job name {job.name!r} would be no safe folder name: use letters, digits and ._=+-")
+        if job.name in by_name:
+            raise UserError(f"two jobs are named {job.name!r}: names are folders, so make them differ")
+        unknown = [n for n in job.needs if n not in by_name]
+        if unknown:
+            raise UserError(f"job {job.name!r} needs {unknown[0]!r}, which does not come before it in the list")
+        by_name[job.name] = job
+    return by_name
+
+
+def _write_request(folder: Path, job: Job) -> None:
+    make_folder(folder)
+    request = {"call": job.target, "kwargs": dict(job.kwargs)}
+    atomic_write(folder / "job.json", json.dumps(request, indent=1) + "\n")
+
+
+def _summary_if_done(folder: Path, target: str, kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
+    file = folder / "done.json"
+    if not file.exists():
+        return None
+    done = json.loads(file.read_text())
+    if (done["call"], done["kwargs"]) != (target, json.loads(json.dumps(dict(kwargs)))):
+        raise UserError(
+            f"{folder} holds the result of other arguments ({done['kwargs']}, asked: {dict(kwargs)}): "
+            "choose another folder, or delete that one"
+        )
+    summary: dict[str, Any] = done["summary"]
+    return summary
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Wait for the lock of a job's folder, so that a task retried while its first process lives does no work twice."""
+    with open(folder / "job.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        execute(Path(sys.argv[1]))
+    except UserError as mistake:
+        sys.exit(str(mistake))
