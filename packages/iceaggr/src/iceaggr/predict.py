@@ -93,7 +93,8 @@ def predict_events(
         with autocast(config, device):
             v_E3 = model(batch.features_TF, token_mask(batch), batch.cls_E)
         order.append(batch.index_E)
-        vectors.append(v_E3[: batch.n_events].float())  # left on the device: reading it would stop the stream
+        # Left on the device, as reading it would stop the stream; a copy, as a CUDA graph writes over its output.
+        vectors.append(v_E3[: batch.n_events].float().clone())
         done += batch.n_events
         if counter is not None:
             counter.show(done)

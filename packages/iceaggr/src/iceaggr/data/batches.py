@@ -24,7 +24,7 @@ from iceaggr.data.cache import EventCache
 from iceaggr.data.features import Tables, build_tokens, tokens_per_event
 from iceaggr.data.order import EventOrder, Position, cut, default_capacity, rng
 from iceaggr.data.packing import PackedPulses
-from iceaggr.data.prefetch import prefetched
+from iceaggr.data.prefetch import handed_over, prefetched
 from iceaggr.data.pulses import TokenBatch
 from iceaggr.data.storefiles import checksum
 
@@ -49,9 +49,10 @@ class _Gathered:
 class TokenBatches:
     """The training stream, an endless iterator of TokenBatch on the tables' device.
 
-    From a store that fits easily into the GPU's memory, events are gathered there. Otherwise a background
-    thread gathers ahead into page-locked memory, and 6 bytes per pulse cross the bus. On a CPU batches are
-    made on demand.
+    For a GPU a background thread makes batches ahead, on a CUDA stream of its own: a small model's step is no longer
+    than the launches of its batch take. From a store that fits easily into the GPU's memory, events are gathered
+    there; otherwise into page-locked memory, and 6 bytes per pulse cross the bus. On a CPU batches are made on
+    demand.
 
     Args:
         cache: the event store.
@@ -60,7 +61,7 @@ class TokenBatches:
         event_capacity: most events of a batch; default a quarter more than an average batch has.
         rotate: turn every event about the vertical axis by its own random angle.
         static: give all batches the shapes of a full one, for compiled models.
-        prefetch: batches to gather ahead; default 3 on a GPU and 0 (no thread) on a CPU.
+        prefetch: batches to make ahead; default 2 on a GPU and 0 (no thread) on a CPU.
 
     Raises:
         BatchError: an event has more tokens than the budget.
@@ -92,9 +93,9 @@ class TokenBatches:
         tokens_E = _checked_tokens(cache, self.events, config, token_budget)
         self.event_capacity = event_capacity or default_capacity(tokens_E, token_budget)
         self._order = EventOrder(self.events.size, seed=seed)
-        self._depth = _default_depth(self.cache, self.device) if prefetch is None else prefetch
+        self._depth = _default_depth(self.device) if prefetch is None else prefetch
         self._position = Position()
-        self._source: Generator[_Gathered, None, None] | None = None
+        self._source: Generator[tuple[TokenBatch, Position], None, None] | None = None
 
     @property
     def epoch(self) -> int:
@@ -121,16 +122,9 @@ class TokenBatches:
 
     def __next__(self) -> TokenBatch:
         if self._source is None:
-            self._source = prefetched(self._gather(self._position), depth=self._depth, device=self.device)
-        gathered = next(self._source)
-        rotation_E = None
-        if self.rotate:
-            turns_E = rng(self.seed, 2, gathered.number).random(len(gathered.index_E))
-            rotation_E = (turns_E * (2 * np.pi)).astype(np.float32)
-        capacity = (self.token_budget, self.event_capacity) if self.static else (None, None)
-        batch = _tokens(gathered, self.cache, self.config, self.tables, self.device, capacity, rotation_E)
-        self._position = gathered.after
-        return batch
+            self._source = prefetched(self._build(self._position), depth=self._depth, device=self.device)
+        batch, self._position = next(self._source)
+        return handed_over(batch)
 
     def state_dict(self) -> dict[str, int | str]:
         """The position behind the last batch handed out, the same on every rank, and what it depends on."""
@@ -192,6 +186,17 @@ class TokenBatches:
             position = position.advanced(sum(map(len, group)), len(group), self.events.size)
             yield _Gathered(index_E, self.cache.gather_packed(index_E, pin=pin), number, position)
 
+    def _build(self, position: Position) -> Generator[tuple[TokenBatch, Position], None, None]:
+        """Each batch, and where the stream stands once all ranks have theirs of this step."""
+        capacity = (self.token_budget, self.event_capacity) if self.static else (None, None)
+        for gathered in self._gather(position):
+            rotation_E = None
+            if self.rotate:
+                turns_E = rng(self.seed, 2, gathered.number).random(len(gathered.index_E))
+                rotation_E = (turns_E * (2 * np.pi)).astype(np.float32)
+            batch = _tokens(gathered, self.cache, self.config, self.tables, self.device, capacity, rotation_E)
+            yield batch, gathered.after
+
 
 def one_pass(
     cache: EventCache,
@@ -227,14 +232,15 @@ def one_pass(
     spans = list(pairwise(cut(tokens_E, token_budget, event_capacity)))[rank::world]
     pin = device.type == "cuda" and cache.device.type == "cpu"
     capacity = (token_budget, event_capacity) if static else (None, None)
-    gathered = (
-        _Gathered(events[a:b], cache.gather_packed(events[a:b], pin=pin), number, Position())
-        for number, (a, b) in enumerate(spans)
-    )
-    source = prefetched(gathered, depth=_default_depth(cache, device) if prefetch is None else prefetch, device=device)
+
+    def build() -> Generator[TokenBatch, None, None]:
+        for number, (a, b) in enumerate(spans):
+            gathered = _Gathered(events[a:b], cache.gather_packed(events[a:b], pin=pin), number, Position())
+            yield _tokens(gathered, cache, config, tables, device, capacity, None)
+
+    source = prefetched(build(), depth=_default_depth(device) if prefetch is None else prefetch, device=device)
     try:
-        for item in source:
-            yield _tokens(item, cache, config, tables, device, capacity, None)
+        yield from map(handed_over, source)
     finally:
         source.close()
 
@@ -250,9 +256,9 @@ def _checked_tokens(cache: EventCache, events: np.ndarray, config: ModelConfig, 
     return tokens_E
 
 
-def _default_depth(cache: EventCache, device: torch.device) -> int:
-    """Batches to gather ahead. On a CPU a thread would only take cores from the model."""
-    return 3 if device.type == "cuda" and cache.device.type == "cpu" else 0
+def _default_depth(device: torch.device) -> int:
+    """Batches to make ahead. On a CPU a thread would only take cores from the model."""
+    return 2 if device.type == "cuda" else 0
 
 
 def _with_index(device: torch.device | str) -> torch.device:

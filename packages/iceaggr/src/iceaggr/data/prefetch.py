@@ -17,38 +17,44 @@ def prefetched(source: Generator[T, None, None], *, depth: int, device: torch.de
     """The items of `source`, made by a background thread up to `depth` ahead; 0 makes them on demand, without
     one.
 
-    An exception in the thread is raised here. Closing the generator, or dropping it, ends the thread.
+    On a GPU the thread works on a CUDA stream of its own, and the consumer's stream waits for each item; whoever
+    uses an item's tensors passes them to `handed_over`. An exception in the thread is raised here. Closing the
+    generator, or dropping it, ends the thread.
     """
     if depth == 0:
         yield from source
         return
-    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=depth)
+    # an item and when it is finished on the device; or what ended the thread
+    ready: queue.Queue[tuple[Any, Any, bool]] = queue.Queue(maxsize=depth)
     stop = threading.Event()
 
-    def put(is_item: bool, value: Any) -> None:
+    def put(value: Any, finished: Any, is_item: bool) -> None:
         while not stop.is_set():
             with suppress(queue.Full):
-                ready.put((is_item, value), timeout=0.05)
+                ready.put((value, finished, is_item), timeout=0.05)
                 return
 
     def work() -> None:
         try:
             if device.type == "cuda":
                 torch.cuda.set_device(device)  # page-locked memory belongs to a context
+                torch.cuda.set_stream(torch.cuda.Stream(device))  # of this thread alone
             for item in source:
-                put(True, item)
+                put(item, torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None, True)
                 if stop.is_set():
                     return
-            put(False, None)
+            put(None, None, False)
         except BaseException as error:
-            put(False, error)
+            put(error, None, False)
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)
     thread.start()
     try:
         while True:
-            is_item, value = ready.get()
+            value, finished, is_item = ready.get()
             if is_item:
+                if finished is not None:
+                    torch.cuda.current_stream(device).wait_event(finished)
                 yield value
             elif value is None:
                 return
@@ -57,3 +63,11 @@ def prefetched(source: Generator[T, None, None], *, depth: int, device: torch.de
     finally:
         stop.set()
         thread.join()
+
+
+def handed_over(batch: T) -> T:
+    """A dataclass of tensors from another thread's stream: its memory stays until this stream is done with it."""
+    for x in vars(batch).values():
+        if isinstance(x, torch.Tensor) and x.is_cuda:
+            x.record_stream(torch.cuda.current_stream(x.device))
+    return batch
