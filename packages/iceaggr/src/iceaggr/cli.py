@@ -13,41 +13,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lab_shared.command import run_command
+
 from iceaggr import __version__
-from iceaggr.allocator import keep_freed_memory
 from iceaggr.config import PRESETS, TrainConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["train"]:
-        return _guard(_train, argv[1:])
+        return run_command("iceaggr", _train, argv[1:])
     parser = _parser()
     args = parser.parse_args(argv)
     if args.command is None:
         parser.print_help()
         return 2
-    return _guard(args.run, args)
+    return run_command("iceaggr", args.run, args)
 
 
 def train_main() -> int:
     """Entry point `iceaggr-train`: the same as `iceaggr train`."""
     return main(["train", *sys.argv[1:]])
-
-
-def _guard(command: Any, args: Any) -> int:
-    """Turn the errors a user can cause into one line; anything else is a bug and keeps its traceback."""
-    from lab_shared.errors import UserError
-
-    keep_freed_memory()
-    try:
-        command(args)
-    except (UserError, OSError) as error:
-        print(f"iceaggr: error: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        return 0
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
