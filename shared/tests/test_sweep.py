@@ -27,7 +27,7 @@ CALLS = """
 
     def add(out, names):
         import json
-        return {"sum": sum(json.loads((out.parent / n / "done.json").read_text())["summary"]["square"] for n in names)}
+        return {"sum": sum(json.loads((out.parent / n / "result.json").read_text())["summary"]["square"] for n in names)}
 
     def fail(out, message):
         raise ValueError(message)
@@ -82,7 +82,7 @@ def test_a_failed_job_stops_only_those_that_need_it(calls, tmp_path, workers):
     ]
     with pytest.raises(UserError, match=r"2 of 3 jobs failed(.|\n)*no such topic(.|\n)*not run, since bad failed"):
         run_jobs(jobs, tmp_path / "sweep", workers=workers)
-    assert json.loads((tmp_path / "sweep/good/done.json").read_text())["summary"] == {"square": 4}
+    assert json.loads((tmp_path / "sweep/good/result.json").read_text())["summary"] == {"square": 4}
     assert "Traceback" in (tmp_path / "sweep/bad/log.txt").read_text()
     assert not (tmp_path / "sweep/after").exists()
 

@@ -3,7 +3,7 @@
     run_jobs([Job("mha-s0", train_condition, {"attention": "mha", "seed": 0}), ...], Path("runs/matrix"))
 
 A job is a call of a module-level function: call(out=FOLDER/NAME, **kwargs) -> summary. Called again on a folder where
-it was stopped, it must go on from there. FOLDER/NAME/done.json holds the call, its arguments and its summary; it
+it was stopped, it must go on from there. FOLDER/NAME/result.json holds the call, its arguments and its summary; it
 is written last and at once, so every result stands exactly once, however often workers died on the way.
 """
 
@@ -140,7 +140,7 @@ def execute(folder: Path) -> dict[str, Any]:
                     log.write(traceback.format_exc())
                 raise
             done = {**request, "summary": summary, "seconds": time.monotonic() - started}
-            atomic_write(folder / "done.json", json.dumps(done, indent=1) + "\n")
+            atomic_write(folder / "result.json", json.dumps(done, indent=1) + "\n")
     return summary
 
 
@@ -165,7 +165,7 @@ def _write_request(folder: Path, job: Job) -> None:
 
 
 def _summary_if_done(folder: Path, target: str, kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
-    file = folder / "done.json"
+    file = folder / "result.json"
     if not file.exists():
         return None
     done = json.loads(file.read_text())

@@ -1,0 +1,114 @@
+"""Documents from files or the Hugging Face hub, one at a time, with an optional topic."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lab_shared.errors import UserError
+
+from attn_clustering.data.settings import CorpusConfig
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
+
+
+class SourceError(UserError):
+    """A source that cannot be read; the message names it and the way out."""
+
+
+@dataclass(frozen=True)
+class Document:
+    text: str
+    topic: str | None
+
+
+def documents(config: CorpusConfig) -> Iterator[Document]:
+    """All documents of all sources in order, at most `max_documents`.
+
+    Raises SourceError for sources that do not exist, have another format or lack a field.
+    """
+    if not config.sources:
+        raise SourceError(
+            f"sources is empty: give at least one of *{', *'.join(SUFFIXES)}, a folder, or hf:DATASET:CONFIG"
+        )
+    streams = (document for source in config.sources for document in _read(source, config))
+    return islice(streams, config.max_documents)
+
+
+def _read(source: str, config: CorpusConfig) -> Iterator[Document]:
+    if source.startswith("hf:"):
+        return _hub(source, config)
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES))
+        if not files:
+            raise SourceError(f"{path} holds no {', '.join(SUFFIXES)} file")
+        return (document for file in files for document in _read(str(file), config))
+    if not path.exists():
+        raise SourceError(f"no file or folder {path}")
+    if path.name.endswith((".jsonl", ".jsonl.gz")):
+        return _jsonl(path, config)
+    if path.suffix == ".parquet":
+        return _parquet(path, config)
+    if path.suffix == ".txt":
+        return _text(path, config)
+    raise SourceError(f"{path}: unknown format; known are {', '.join(SUFFIXES)}")
+
+
+def _jsonl(path: Path, config: CorpusConfig) -> Iterator[Document]:
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _document(json.loads(line), config, f"{path}, line {number}")
+    except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise SourceError(f"{path} cannot be read as {path.suffixes[0]} lines: {error}") from error
+
+
+def _parquet(path: Path, config: CorpusConfig) -> Iterator[Document]:
+    import polars
+
+    columns = [config.text_field] + ([config.topic_field] if config.topic_field else [])
+    try:
+        frame = polars.read_parquet(path, columns=columns)
+    except polars.exceptions.PolarsError as error:
+        raise SourceError(f"{path} cannot be read as parquet with the columns {columns}: {error}") from error
+    for row in frame.iter_rows(named=True):
+        yield _document(row, config, str(path))
+
+
+def _text(path: Path, config: CorpusConfig) -> Iterator[Document]:
+    """One document per file; its topic, where one is needed, is the name of the folder it lies in."""
+    try:
+        yield Document(path.read_text(encoding="utf-8"), path.parent.name if config.topic_field else None)
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def _hub(source: str, config: CorpusConfig) -> Iterator[Document]:
+    """Streamed and shuffled through a buffer, because dumps are sorted by article age."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise SourceError(
+            f"{source} needs the package `datasets`: install attn-clustering[wikipedia], or give local files"
+        ) from error
+    if config.max_documents is None:
+        raise SourceError(f"{source} is a stream without end for our purposes: set max_documents")
+    name, _, subset = source.removeprefix("hf:").partition(":")
+    stream = datasets.load_dataset(name, subset or None, split="train", streaming=True)
+    for row in stream.shuffle(seed=config.seed, buffer_size=10_000):
+        yield _document(row, config, source)
+
+
+def _document(row: Any, config: CorpusConfig, where: str) -> Document:
+    for field in (config.text_field, config.topic_field):
+        if field is not None and (not isinstance(row, dict) or not isinstance(row.get(field), str)):
+            known = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+            raise SourceError(f"{where}: no text in field {field!r}; there is {known}")
+    return Document(row[config.text_field], row[config.topic_field] if config.topic_field else None)

@@ -1,0 +1,205 @@
+"""Training: one visible loop, the same on a CPU, one GPU, or every process of a torchrun job.
+
+Shape suffixes: N sequences, B sequences of a batch, T tokens.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lab_shared.checkpoint import save_weights, seed_everything
+from lab_shared.config import from_json
+from lab_shared.dist import Dist, init
+from lab_shared.errors import UserError
+from lab_shared.loop import ticks
+from lab_shared.optim import MuonAdamW, lr_multiplier, make_optimizer
+from lab_shared.run import Run, read_metrics
+from torch import Tensor
+
+from attn_clustering import drope
+from attn_clustering.config import OptimConfig, RunConfig
+from attn_clustering.model import Transformer, build_model, n_parameters, next_token_targets
+from attn_clustering.runs import load_sequences, read_summary, training_data, vocabulary
+
+RESUME = "uv run attn-clustering train --resume {path}"
+COMPILE_FROM = 200
+"""Steps below which compilation takes longer than it saves."""
+GRAPH_BELOW = 12_000_000
+"""Parameters up to which a step's kernels are shorter than their launches, so that CUDA graphs pay."""
+
+
+def train(config: RunConfig, out: Path, *, device: str | None = None) -> dict[str, Any] | None:
+    """Run a configuration in the folder `out`, or finish what was begun there; returns its summary on rank 0.
+
+    A finished run is not touched: its summary is read. Raises UserError when `out` holds another configuration.
+    """
+    with init(device) as dist:
+        if (out / "config.json").is_file():
+            begun = from_json(RunConfig, (out / "config.json").read_text())
+            if begun != config:
+                raise UserError(f"{out} holds a run of another configuration ({begun.name}): choose another folder")
+            if (out / "DONE.json").is_file():
+                return read_summary(out)
+            with Run.open(out, dist=dist) as run:
+                return _train(config, run, dist)
+        with Run.create(
+            out,
+            config,
+            seed=config.seed,
+            project="attn-clustering",
+            resume_command=RESUME,
+            wandb=config.optim.wandb,
+            dist=dist,
+        ) as run:
+            return _train(config, run, dist)
+
+
+def resume(path: Path) -> dict[str, Any] | None:
+    """Finish the run in `path` from its newest checkpoint; on a CPU the same bits as if it had never stopped."""
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path} holds no run (no config.json): check the path")
+    return train(from_json(RunConfig, (path / "config.json").read_text()), path)
+
+
+def training_optimizer(model: Transformer, optim: OptimConfig) -> MuonAdamW:
+    """Muon on the hidden matrices, AdamW on embedding and gains."""
+    optimizer = make_optimizer(model, lr=optim.lr, muon_lr=optim.muon_lr, weight_decay=optim.weight_decay)
+    for group in optimizer.param_groups:
+        if "eps" in group:  # AdamW's
+            group["eps"] = optim.adam_eps
+            if optim.decay_gains:
+                group["weight_decay"] = optim.weight_decay
+    return optimizer
+
+
+def compiled(model: Transformer, optim: OptimConfig, dist: Dist) -> Any:
+    """What computes a loss from (tokens, targets), as `optim.compile` asks.
+
+    Models of the same shape in one process share their compiled code.
+    """
+    how = optim.compile
+    if how == "auto":
+        small = dist.world == 1 and n_parameters(model.config) < GRAPH_BELOW
+        pays = dist.device.type == "cuda" and optim.steps >= COMPILE_FROM
+        how = "off" if not pays else "graph" if small else "model"
+    if how == "off":
+        return model
+    # One process may train several shapes, each with and without positions and gradients: past the default limit of 8
+    # Dynamo would go on uncompiled.
+    torch._dynamo.config.recompile_limit = 256
+    if how == "block":
+        for block in model.blocks:
+            block.compile(dynamic=False)
+        setattr(model, "head", torch.compile(model.head, dynamic=False))  # noqa: B010 - a method, for mypy
+        return model
+    if how == "model":
+        return torch.compile(model, dynamic=False)
+    # A graph is recorded anew for each model; after 128 of them Inductor would go on without graphs.
+    torch._inductor.config.triton.cudagraph_unexpected_rerecord_limit = 1_000_000
+    graphed = torch.compile(model, dynamic=False, mode="reduce-overhead")
+
+    def forward(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()  # what the step before left in the graphs' memory is used up
+        return graphed(tokens_BT, targets_BT)
+
+    return forward
+
+
+def set_precision(model: Transformer, optim: OptimConfig, device: torch.device) -> Callable[[], Any]:
+    """Prepare the model for `optim.dtype`; returns what makes the autocast context of a forward pass."""
+    dtype = optim.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device.type == "cuda" else "float32"
+    low = dtype == "bfloat16"
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    model.residual_dtype = torch.bfloat16 if low and optim.residual == "bfloat16" else None
+    return lambda: torch.autocast(device.type, torch.bfloat16, enabled=low)
+
+
+def evaluate(forward: Callable[..., Tensor], autocast: Callable[[], Any], tokens_NT: Tensor, batch: int) -> float:
+    """Mean next-token loss in nats over whole batches of `tokens_NT`, in the arithmetic of training.
+
+    Raises UserError when there is not one whole batch.
+    """
+    batches = tokens_NT[: len(tokens_NT) // batch * batch].split(batch)
+    if not batches or len(batches[0]) < batch:
+        raise UserError(f"{len(tokens_NT)} validation sequences are less than one batch of {batch}: lower optim.batch")
+    losses = []
+    # With gradients, which nobody asks for: without them the model would be compiled once more.
+    with autocast():
+        for tokens_BT in batches:
+            # The copy in double takes the loss out of the CUDA graph's memory.
+            losses.append(forward(tokens_BT, next_token_targets(tokens_BT)).detach().double())
+    return float(torch.stack(losses).mean())
+
+
+def _train(config: RunConfig, run: Run, dist: Dist) -> dict[str, Any] | None:
+    optim, device = config.optim, dist.device
+    if optim.batch % dist.world:
+        raise UserError(f"optim.batch={optim.batch} does not divide among {dist.world} processes")
+    if vocabulary(config.data) > config.model.vocab:
+        raise UserError(
+            f"the data have {vocabulary(config.data)} tokens, the model {config.model.vocab}: set model.vocab"
+        )
+    seed_everything(config.seed)
+    phase_1 = config.recal is None
+    model = build_model(config.model, config.seed) if phase_1 else drope.starting_model(config, run.path)
+    model = model.to(device).train()
+    autocast = set_precision(model, optim, device)
+    single = compiled(model, optim, dist)
+    val_NT = load_sequences(config.data, "val", str(device)).tokens_NT[: optim.eval_sequences]
+    summary: dict[str, Any] = {"name": config.name, "phase": config.phase, "parameters": n_parameters(config.model)}
+    run.progress.line(f"{config.name}: {summary['parameters']:,} parameters, {dist.world} x {device.type}")
+    if dist.is_main and not read_metrics(run.path, "val"):
+        run.log(0, "val", {"loss": evaluate(single, autocast, val_NT, optim.batch)})
+
+    if optim.steps:
+        sequences, order = training_data(config, str(device))
+        tokens_NT, index_S = sequences.tokens_NT, order.index_S.to(device)
+        if dist.is_main:
+            order.save(run.path / "plan.npz")
+        summary |= {"epochs": order.epochs, "plan": order.hash, "sequences": len(tokens_NT)}
+        run.progress.line(
+            f"{optim.steps:,} steps of {optim.batch} x {tokens_NT.size(1)} tokens, "
+            f"{order.epochs:.2f} epochs of {len(tokens_NT):,} sequences, {order.kind}"
+        )
+        optimizer, forward = training_optimizer(model, optim), dist.wrap(single)
+        for tick in ticks(
+            run,
+            optim.steps,
+            model=model,
+            optimizer=optimizer,
+            lr=lambda step: lr_multiplier(optim.schedule, step, optim.steps, warmup=optim.warmup),
+            clip=optim.clip,
+            unit="tokens",
+            log_every=optim.log_every,
+            checkpoint_every=optim.checkpoint_every,
+            keep=1,
+            dist=dist,
+        ):
+            start = (tick.step - 1) * optim.batch
+            ids_B = index_S[start + dist.rank : start + optim.batch : dist.world]
+            tokens_BT = tokens_NT[ids_B]
+            with autocast():
+                loss = forward(tokens_BT, next_token_targets(tokens_BT))
+            tick.update(loss, ids=ids_B, n=tokens_BT.numel())
+            if tick.every(optim.eval_every) and dist.is_main:
+                tick.log("val", loss=evaluate(single, autocast, val_NT, optim.batch))
+    elif dist.is_main:
+        save_weights(run.path / "weights.safetensors", model)
+
+    if not dist.is_main:
+        return None
+    losses = [record["loss"] for record in read_metrics(run.path, "val")]
+    summary |= {"steps": optim.steps, "val_loss": losses[-1], "val_loss_at_start": losses[0], "train_s": run.elapsed}
+    if not phase_1:
+        summary |= drope.verdict(config, run.path, losses[-1])
+        run.progress.line(drope.verdict_line(summary))
+    run.finish(summary)
+    shutil.rmtree(run.checkpoints, ignore_errors=True)  # as large as the model three times, and of no use any more
+    return summary

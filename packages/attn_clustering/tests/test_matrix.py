@@ -1,0 +1,99 @@
+"""The list of jobs of an experiment, and a tiny matrix run twice."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from attn_clustering import matrix
+from attn_clustering.config import EXPERIMENTS, DataConfig, ModelConfig, OptimConfig, RunConfig
+from attn_clustering.data.settings import LANGUAGES
+from lab_shared.config import from_json
+from lab_shared.errors import UserError
+
+TINY = replace(
+    EXPERIMENTS["smoke"][1],
+    model=ModelConfig(vocab=32, d_model=16, layers=1, heads=2, kv_heads=2, head_dim=8, mlp=24),
+    data=DataConfig(
+        replace(LANGUAGES["smoke"], vocab=32, seq_len=32, min_segment=8, train_sequences=40, val_sequences=8)
+    ),
+    optim=OptimConfig(steps=4, batch=4, warmup=1, eval_every=4, eval_sequences=8),
+    attentions=("gqa",),
+)
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    """A matrix without analyses and report: the folders they were asked for."""
+    import sys
+    from types import SimpleNamespace
+
+    analysed, reported = [], []
+    modules = {
+        "attn_clustering.analyze": SimpleNamespace(main=lambda folder: analysed.append(folder.name)),
+        "attn_clustering.report": SimpleNamespace(write=lambda folder: reported.append(folder.name) or folder),
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return analysed, reported
+
+
+@pytest.mark.parametrize("name", ["smoke", "faithful-v1", "text"])
+def test_every_job_stands_once_and_after_what_it_needs(name):
+    jobs = matrix.jobs(EXPERIMENTS[name][1], seeds=1)
+    seen = set()
+    for job in jobs:
+        config = from_json(RunConfig, json.dumps(job.kwargs["config"]))
+        assert job.name == config.name
+        assert job.name not in seen
+        assert set(job.needs) <= seen
+        assert (config.recal is not None) == bool(job.needs)
+        if config.recal is not None:
+            assert config.recal.parent == f"../{job.needs[0]}"
+        seen.add(job.name)
+
+
+def test_the_controlled_experiment_has_its_controls():
+    names = [job.name for job in matrix.jobs(replace(EXPERIMENTS["controlled-v1"][1], attentions=("mha",)), seeds=2)]
+    trained = [name for name in names if name.count("-") == 2]
+    assert len(trained) == 3 * 2
+    for name in trained:
+        assert {f"{name}-drope-10pct-x1", f"{name}-extra-10pct-x1", f"{name}-nope"} <= set(names)
+    sweep = [name for name in names if name.startswith("mha-random_blocks-s0-drope")]
+    assert len(sweep) == 13
+    assert not [name for name in names if name.startswith("mha-random_blocks-s1-drope-1pct")]
+
+
+def test_a_matrix_runs_once_and_then_only_what_is_new(tmp_path, quiet):
+    analysed, reported = quiet
+    text = matrix.run_matrix(TINY, tmp_path / "m", workers=1)
+    names = [job.name for job in matrix.jobs(TINY)]
+    assert len(names) == 4
+    assert analysed == names
+    assert all(name in text for name in names)
+    assert "against RoPE" in text
+    matrix.run_matrix(TINY, tmp_path / "m", workers=1)
+    assert analysed == names
+    assert reported == ["m", "m"]
+    matrix.run_matrix(TINY, tmp_path / "m", seeds=2, workers=1)
+    assert len(analysed) == 8
+    with pytest.raises(UserError, match="another experiment"):
+        matrix.run_matrix(replace(TINY, optim=replace(TINY.optim, steps=5)), tmp_path / "m", workers=1)
+    with pytest.raises(UserError, match="seeds=0"):
+        matrix.jobs(TINY, 0)
+
+
+def test_a_job_killed_after_training_only_analyses(tmp_path, quiet, monkeypatch):
+    analysed, _ = quiet
+    job = matrix.jobs(TINY)[0]
+    first = matrix.run_job(tmp_path, **job.kwargs)
+    monkeypatch.setattr("attn_clustering.train._train", lambda *_: pytest.fail("trained again"))
+    assert matrix.run_job(tmp_path, **job.kwargs) == first
+    assert len(analysed) == 2
+
+
+@pytest.mark.slow
+def test_the_smoke_matrix_ends_in_a_report(tmp_path):
+    text = matrix.run_matrix(EXPERIMENTS["smoke"][1], tmp_path / "m", workers=1)
+    report = tmp_path / "m" / "report.html"
+    assert str(report) in text
+    assert report.stat().st_size > 10_000
