@@ -1,0 +1,70 @@
+"""Presets over seeds as one list of jobs, and their scores as one table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lab_shared.sweep import Job, run_jobs
+
+from rh_memory.config import PRESETS
+from rh_memory.train import resume, train
+
+
+def train_job(out: Path, *, preset: str, seed: int, source: str, steps: int | None) -> dict[str, Any]:
+    """Train one preset with one seed in the folder `out`, or go on with the run that is there; its summary."""
+    if (out / "config.json").is_file():
+        resume(out)
+    else:
+        config = PRESETS[preset][1]
+        config = replace(
+            config,
+            seed=seed,
+            steps=steps or config.steps,
+            data=replace(config.data, source=source),  # type: ignore[arg-type]
+            wandb="disabled",
+        )
+        train(config, out)
+    return json.loads((out / "DONE.json").read_text())["summary"]
+
+
+def sweep(
+    presets: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    *,
+    source: str = "zeta",
+    steps: int | None = None,
+    workers: int | None = None,
+) -> str:
+    """Train each preset with each seed under `out`, skipping what is done; returns the table of scores.
+
+    Raises UserError naming the jobs that failed, once all others have run.
+    """
+    suffix = "" if source == "zeta" else f"-{source}"
+    names = {(preset, seed): f"{preset}{suffix}-seed{seed}" for preset in presets for seed in seeds}
+    jobs = [
+        Job(name, train_job, {"preset": preset, "seed": seed, "source": source, "steps": steps})
+        for (preset, seed), name in names.items()
+    ]
+    done = run_jobs(jobs, out, workers=workers)
+    rows = {preset: [done[names[preset, seed]] for seed in seeds] for preset in presets}
+    return table(rows, seeds)
+
+
+def table(rows: dict[str, list[dict[str, Any]]], seeds: Sequence[int]) -> str:
+    """Every seed's nll_last, with mean and standard deviation over seeds (no best-of)."""
+    labels = {row["label"] for found in rows.values() for row in found}
+    lines = [
+        f"nll_last in nats per unfolded spacing, lower is better; {', '.join(sorted(labels))}",
+        f"{'preset':20}" + "".join(f"{f'seed {seed}':>12}" for seed in seeds) + f"{'mean':>12}{'std':>12}",
+    ]
+    for preset, found in rows.items():
+        values = np.array([row["nll_last"] for row in found])
+        spread = f"{values.std(ddof=1):12.4f}" if len(values) > 1 else f"{'':12}"
+        lines.append(f"{preset:20}" + "".join(f"{v:12.4f}" for v in values) + f"{values.mean():12.4f}{spread}")
+    return "\n".join(lines)

@@ -1,0 +1,203 @@
+"""Training: one visible loop, the same on a CPU, one GPU, or every process of a torchrun job.
+
+Shapes: B windows of this process, T targets of a window.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lab_shared.checkpoint import load_weights, save_weights, seed_everything
+from lab_shared.dist import Dist, init
+from lab_shared.errors import UserError
+from lab_shared.loop import ticks
+from lab_shared.muon import BatchedMuon
+from lab_shared.optim import MuonAdamW, lr_multiplier, split_params
+from lab_shared.run import Run
+from torch import Tensor, nn
+
+from rh_memory.config import OptimConfig, TrainConfig
+from rh_memory.data.windows import SpacingData, WindowBatch
+from rh_memory.dataset import Dataset, load_dataset
+from rh_memory.evaluate import PLATEAU, evaluate, table
+from rh_memory.models import Model, build_model
+from rh_memory.objective import Objective, validate
+
+RESUME = "uv run rh-memory train --resume {path}"
+
+
+def train(config: TrainConfig, out: Path | None = None, *, name: str = "run") -> str | None:
+    """Run a configuration to its report; returns the table of scores on rank 0, None on the others.
+
+    out: run folder, made here; default runs/rh-memory/NAME-seedS-TIME.
+    """
+    if out is None:
+        out = Path("runs/rh-memory") / f"{name}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    with (
+        init() as dist,
+        Run.create(
+            out,
+            config,
+            seed=config.seed,
+            project="rh-memory",
+            resume_command=RESUME,
+            wandb=config.wandb,
+            dist=dist,
+        ) as run,
+    ):
+        return _train(config, run, dist)
+
+
+def resume(path: Path) -> str | None:
+    """Continue a stopped run from its newest checkpoint; bit-identical to never having stopped (on a CPU)."""
+    with init() as dist, Run.open(path, dist=dist) as run:
+        return _train(run.config(TrainConfig), run, dist)
+
+
+class WindowStream:
+    """Endless random windows, drawn on the device with replacement; its position is its generator's state."""
+
+    def __init__(self, data: SpacingData, starts: Tensor, width: int, batch: int, seed: int) -> None:
+        self._data, self._starts, self._width, self._batch = data, starts, width, batch
+        self._generator = torch.Generator(starts.device).manual_seed(seed)
+
+    def __iter__(self) -> WindowStream:
+        return self
+
+    def __next__(self) -> tuple[WindowBatch, Tensor]:
+        """A batch and the indices of its windows' first spacings (B,)."""
+        device = self._starts.device
+        chosen = torch.randint(self._starts.numel(), (self._batch,), device=device, generator=self._generator)
+        starts_B = self._starts[chosen]
+        return self._data.window(starts_B, self._width), starts_B
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._generator.set_state(state["generator"].cpu())
+
+
+class Patience:
+    """The step of the best validation loss so far, as state of a run that may stop early."""
+
+    best_step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_step": self.best_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best_step = state["best_step"]
+
+
+def make_optimizer(model: Model, optim: OptimConfig) -> MuonAdamW:
+    """AdamW, or Muon on hidden matrices beside it; slots and readout weights at a rate of their own.
+
+    Weight decay is for matrices only, not for biases, norms, embeddings and slots.
+    """
+    memory = {"slots.content_MD", "slots.identity_MD", "readout_M"}
+    not_hidden = ["backbone.embed_data", "head", *(["slots"] if hasattr(model, "slots") else [])]
+    hidden, _, vectors = split_params(model, not_hidden=not_hidden)
+    groups: dict[str, list[tuple[str, nn.Parameter]]] = {"memory": [], "vectors": [], "matrices": [], "muon": []}
+    for name, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
+        if name in memory:
+            groups["memory"].append((name, p))
+        elif name in vectors or name == "backbone.position.weight":
+            groups["vectors"].append((name, p))
+        else:
+            groups["muon" if optim.optimizer == "muon" and name in hidden else "matrices"].append((name, p))
+
+    def group(name: str, lr: float, weight_decay: float) -> dict[str, Any]:
+        return {"params": groups[name], "lr": lr, "base_lr": lr, "weight_decay": weight_decay}
+
+    adamw = [
+        group("memory", optim.lr * optim.memory_lr, 0.0),
+        group("vectors", optim.lr, 0.0),
+        group("matrices", optim.lr, optim.weight_decay),
+    ]
+    adamw = [g for g in adamw if g["params"]]
+    parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(adamw, lr=optim.lr, betas=(0.9, optim.beta2), fused=True)]
+    if groups["muon"]:
+        parts.insert(0, BatchedMuon([group("muon", optim.muon_lr, optim.weight_decay)]))
+    return MuonAdamW(parts)
+
+
+def marginal_score(dataset: Dataset, target_BT: Tensor) -> float:
+    """Mean NLL of the targets under the histogram of the training spacings: the score of ignoring the context."""
+    from rh_memory.baselines import marginal_nll
+
+    train = np.concatenate([dataset.spacings.s[first:last] for first, last in dataset.split.train])
+    return float(marginal_nll(train.astype(np.float64), target_BT.flatten().double().cpu().numpy()).mean())
+
+
+def _train(config: TrainConfig, run: Run, dist: Dist) -> str | None:
+    per_process = config.batch_size // dist.world
+    if per_process * dist.world != config.batch_size:
+        raise UserError(f"batch_size = {config.batch_size} does not divide among {dist.world} processes")
+    seed_everything(config.seed)
+    dataset = load_dataset(config, dist.device)
+    data, width = dataset.data, dataset.width
+    train_starts, look = dataset.starts("train"), dataset.starts("val", config.eval_windows)
+    model = build_model(config.model).to(dist.device)
+    optimizer = make_optimizer(model, config.optim)
+    objective = Objective(config, model, dataset, dist)
+    stream = WindowStream(data, train_starts, width, per_process, seed=config.seed * dist.world + dist.rank)
+    patience = Patience()
+    marginal = marginal_score(dataset, data.window(look, width).s_BW[:, objective.index_T])
+    run.progress.line(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {train_starts.numel():,} training windows of "
+        f"{dataset.label}, {config.steps:,} steps of {config.batch_size} on {dist.world} x {dist.device.type}; "
+        f"the spacings' own distribution scores {marginal:.4f} nats"
+    )
+    warmup = min(config.optim.warmup, config.steps)
+
+    loop: Any = ticks(
+        run,
+        config.steps,
+        model=model,
+        optimizer=optimizer,
+        lr=lambda step: lr_multiplier("cosine", step, config.steps, warmup=warmup, final=config.optim.final),
+        clip=config.optim.clip,
+        state={"data": stream, "patience": patience},
+        unit="windows",
+        log_every=config.log_every,
+        checkpoint_every=config.checkpoint_every,
+        dist=dist,
+    )
+    for tick in loop:
+        batch, starts_B = next(stream)
+        loss, parts = objective(batch, tick.step)
+        tick.update(loss, ids=starts_B, n=per_process, **parts)
+        if tick.every(config.eval_every):
+            found = validate(model, dataset, look, config)
+            # rank 0's figure for all, so that every rank stops at the same step
+            value = float(dist.reduce_sums({"nll": found["nll"] if dist.is_main else 0.0})["nll"])
+            tick.log("val", **found, plateau=abs(value - marginal) < PLATEAU)
+            if config.early_stop and tick.keep_best(value):
+                patience.best_step = tick.step
+            if config.early_stop and tick.step - patience.best_step >= config.patience:
+                loop.close()
+                break
+
+    if not dist.is_main:
+        return None
+    if config.early_stop:  # the best weights are the run's weights
+        load_weights(run.path / "best.safetensors", model)
+        save_weights(run.path / "weights.safetensors", model)
+    return _finish(run, dataset, marginal, dist)
+
+
+def _finish(run: Run, dataset: Dataset, marginal: float, dist: Dist) -> str:
+    """Evaluation, DONE.json and report of a run whose weights are written; the table."""
+    from rh_memory.report import write
+
+    result = evaluate(run.path, device=str(dist.device))
+    figures = {name: result[name]["value"] for name in ("nll_last", "nll_all")}
+    run.finish({"label": dataset.label, "part": result["part"], "val_marginal": marginal, **figures})
+    return f"{table(result)}\n\nreport: {write(run.path)}"

@@ -1,0 +1,134 @@
+"""The command as a user types it: help at once, fixed exit codes, presets and overrides that arrive."""
+
+import json
+import re
+import resource
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from rh_memory import cli
+from rh_memory.cli import main
+from rh_memory.config import PRESETS, TrainConfig
+
+COMMANDS = ["zeros", "import", "train", "baselines", "evaluate", "diagnose", "physics", "report", "sweep", "bench"]
+
+
+def config_of(*argv):
+    args, preset, overrides = cli._train_arguments(list(argv))
+    return args, cli._train_config(preset or cli.DEFAULT_PRESET, overrides)
+
+
+def test_help_lists_every_command(capsys):
+    assert main([]) == 2
+    said = capsys.readouterr().out
+    for name in COMMANDS:
+        assert re.search(rf"^    {name}\b", said, re.MULTILINE)
+        with pytest.raises(SystemExit) as stop:
+            main([name, "--help"])
+        assert stop.value.code == 0
+
+
+def test_help_answers_at_once():
+    """Processor time, because a busy machine says nothing about the command."""
+    argv = [sys.executable, "-m", "rh_memory", "--help"]
+    subprocess.run(argv, check=True, capture_output=True)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(argv, check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+def test_the_command_alone_imports_no_torch():
+    code = "import sys, rh_memory.cli as c; c._parser(); assert not {'torch', 'numpy', 'tyro'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_presets_arrive_with_their_overrides(tmp_path):
+    args, config = config_of("e4", "--seed", "7", "--out", str(tmp_path), "--model.slot-id-mode", "off", "--steps", "9")
+    assert args.out == tmp_path
+    assert (config.seed, config.steps, config.model.slot_id_mode) == (7, 9, "off")
+    assert config.model.use_aux_loss
+    assert config_of()[1] == PRESETS["explicit-small"][1]
+
+
+def test_presets_are_what_their_names_say():
+    configs = {name: config for name, (_, config) in PRESETS.items()}
+    for name in ("e0", "e1", "e2", "e3", "e4", "e5", "e3-original", "explicit", "explicit-small"):
+        assert isinstance(configs[name], TrainConfig)
+    assert {configs[f"explicit-{kind}"].model.frequencies for kind in ("shuffled", "random", "composite")} == {
+        "shuffled", "random", "composite",
+    }  # fmt: skip
+    assert configs["explicit-frozen"].model.height == "frozen"
+    assert [configs[f"e{i}"].model.memory for i in range(6)] == ["none"] + ["prefix"] * 2 + ["postfix"] * 3
+    assert configs["e3-original"].model.readouts == 1
+    assert configs["e5"].loss.aux_mode == "diagonal"
+    assert configs["e4"].early_stop
+    assert not configs["e3"].early_stop
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "says"),
+    [
+        (["train", "nonsense"], 2, "no preset 'nonsense'"),
+        (["train", "e0", "--optim.lrr", "1"], 2, "lrr"),
+        (["train", "--resume", "X", "--seed", "1"], 2, "--resume takes no other option"),
+        (["zeros", "--count", "-3", "--out", "X.npy"], 2, "not a positive number"),
+        (["sweep", "e9"], 2, "e9"),
+        (["train", "--resume", "/nonexistent"], 1, "/nonexistent"),
+        (["train", "e0", "--data.file", "/nonexistent.npy", "--out", "{tmp}/r"], 1, "/nonexistent.npy"),
+        (["evaluate", "/nonexistent"], 1, "/nonexistent"),
+        (["bench", "e9", "--device", "cpu"], 1, "no preset 'e9'"),
+    ],
+)
+def test_mistakes_exit_with_their_code_and_name_the_value(argv, code, says, capfd, tmp_path):
+    try:
+        got = main([a.replace("{tmp}", str(tmp_path)) for a in argv])
+    except SystemExit as stop:
+        got = stop.code
+    assert got == code
+    assert says in capfd.readouterr().err
+
+
+def test_zeros_writes_centre_and_offset(tmp_path):
+    out = tmp_path / "zeros.npy"
+    assert main(["zeros", "--count", "50", "--out", str(out), "--device", "cpu"]) == 0
+    centre, offset = np.load(out)
+    assert centre.shape == (50,)
+    assert centre[0] + offset[0] == pytest.approx(14.134725141734693, abs=1e-11)
+    assert json.loads((tmp_path / "zeros.json").read_text())["count"] == 50
+
+
+TINY = [
+    "--model.context", "256", "--model.d-model", "16", "--model.layers", "1", "--model.heads", "2", "--steps", "6",
+    "--batch-size", "4", "--eval-every", "3", "--eval-windows", "8", "--checkpoint-every", "2", "--log-every", "2",
+    "--wandb", "disabled",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_bits_and_reports(tmp_path):
+    """Everything at once: zeros, training, kill -9, resume, evaluation, report."""
+    zeros = tmp_path / "zeros.npy"
+    assert main(["zeros", "--count", "60000", "--out", str(zeros), "--device", "cpu"]) == 0
+
+    def argv(out):
+        return [sys.executable, "-m", "rh_memory", "train", "explicit-small", *TINY,
+                "--data.file", str(zeros), "--out", str(out)]  # fmt: skip
+
+    whole = subprocess.run(argv(tmp_path / "whole"), capture_output=True, text=True, timeout=600, check=False)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    assert "iid marginal" in whole.stdout
+    assert (tmp_path / "whole" / "report.html").exists()
+    checkpoints = tmp_path / "part" / "checkpoints"
+    deadline = time.monotonic() + 120
+    with subprocess.Popen(argv(tmp_path / "part"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as part:
+        while not list(checkpoints.glob("step_*.safetensors")) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        part.kill()
+    assert not (tmp_path / "part" / "DONE.json").exists()
+    assert main(["train", "--resume", str(tmp_path / "part")]) == 0
+    for name in ("weights.safetensors", "evaluation.json"):
+        assert (tmp_path / "part" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

@@ -1,0 +1,190 @@
+"""Diagnostics of memory: what they must find in models whose slots are known to matter, or not to."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from lab_shared.checkpoint import save_weights
+from lab_shared.config import to_json
+from lab_shared.errors import UserError
+from rh_memory import diagnostics, report
+from rh_memory.config import EXPLICIT_SMALL, DataConfig, ModelConfig
+from rh_memory.data.unfold import Spacings
+from rh_memory.data.windows import SpacingData
+from rh_memory.diagnostics import ablation, aggregate, attention, blocks, geometry, identity, rollout
+from rh_memory.diagnostics.golden import Golden, readout_nll, slot_states, window_nll
+from rh_memory.linear import LinearFit
+from rh_memory.models import build_model
+
+TINY = {"d_model": 16, "layers": 1, "heads": 2, "context": 32, "dropout": 0.0, "n_memory": 3, "head_init": "spread"}
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    rng = np.random.default_rng(0)
+    s = rng.gamma(6, 1 / 6, 4000).astype(np.float32)
+    height = 1e4 + np.cumsum(s, dtype=np.float64)
+    spacings = Spacings(s, height, np.zeros(4000), np.log(height / 2 / np.pi).astype(np.float32))
+    return Golden.spread(SpacingData(spacings), torch.arange(0, 3800, 8), 120, 40, 33)
+
+
+@pytest.fixture(scope="module")
+def postfix():
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(memory="postfix", pos="rope", **TINY)).eval()
+    with torch.no_grad():  # large enough that what slots say shows
+        for parameter in (*model.backbone.parameters(), *model.slots.parameters()):
+            parameter.mul_(4)
+        model.readout_M.copy_(torch.tensor([2.0, 0.0, -60.0]))
+    return model
+
+
+def test_removals_match_the_readout_without_the_slot(golden, postfix):
+    found = ablation.removals(postfix, golden)
+    y = golden.targets()
+    base = window_nll(postfix, golden)
+    gone = torch.tensor([True, False, False])
+    states = slot_states(postfix, golden, remove=gone)
+    cost = (readout_nll(postfix, states, y, keep=~gone) - base).mean()
+    assert found["removed"][0]["value"] == pytest.approx(float(cost), abs=1e-5)
+    assert found["base"]["value"] == pytest.approx(float(base.mean()), abs=1e-5)
+    # The slot with hardly any readout weight that nobody looks at (it is last) cannot matter.
+    assert abs(found["removed"][2]["value"]) < 1e-4
+
+
+def test_subsets_hold_the_whole_and_the_singles(golden, postfix):
+    h = slot_states(postfix, golden)
+    found = ablation.subsets(postfix, golden, h)
+    assert len(found["nll"]) == 7
+    assert found["nll"][-1] == pytest.approx(float(window_nll(postfix, golden).mean()), abs=1e-5)
+    only = torch.tensor([False, True, False])
+    assert found["nll"][1] == pytest.approx(
+        float(readout_nll(postfix, h, golden.targets(), keep=only).mean()), abs=1e-5
+    )
+    assert [row["slots"] for row in found["by_size"]] == [1, 2, 3]
+
+
+def test_replacing_a_state_that_never_varies_costs_nothing(golden, postfix):
+    h = torch.randn(len(golden), 3, 16, generator=torch.Generator().manual_seed(0))
+    h[:, 1] = 0.3
+    found = ablation.replacements(postfix, golden, h)
+    for name in ("mean", "resampled"):
+        assert abs(found[name][1]["value"]) < 1e-6
+        assert abs(found[name][0]["value"]) > 1e-4
+
+
+def test_permuting_a_symmetric_model_costs_nothing_and_permuting_weights_does(golden, postfix):
+    torch.manual_seed(1)
+    options = {"slot_id_mode": "off", "slot_position": False, "readout_weight": "uniform", "causal_slots": False}
+    symmetric = build_model(ModelConfig(memory="postfix", pos="rope", **TINY, **options)).eval()
+    found = identity.permutation_test(symmetric, golden, count=2)
+    assert all(abs(row["value"]) < 1e-6 for row in found.values())
+    found = identity.permutation_test(postfix, golden, count=2)
+    assert max(abs(row["largest"]) for row in found.values()) > 1e-3
+    assert set(found) == set(identity.PARTS)
+
+
+def test_ranks_and_cosines_of_known_matrices():
+    assert geometry.effective_rank(torch.eye(5)) == pytest.approx(5)
+    assert geometry.effective_rank(torch.ones(5, 7)) == pytest.approx(1, abs=1e-6)
+    same = torch.ones(4, 3, 6)
+    found = geometry.gradient_geometry(same)
+    assert found["cosine_within_groups"]["value"] == pytest.approx(1)
+    assert found["effective_rank_share"] == pytest.approx(1 / 3, abs=1e-6)
+
+
+def test_attention_summary_of_a_known_profile():
+    profile = torch.zeros(2, 1, 1, 2, 64)
+    profile[..., 0, -1] = 1
+    profile[..., 1, :] = 1 / 64
+    (row,) = attention.summary(profile)
+    assert row["mean distance"]["value"] == pytest.approx((1 + 32.5) / 2)
+    assert row["spacings looked at"]["value"] == pytest.approx((1 + 64) / 2, rel=1e-4)
+    assert row["weight on newest 8"]["value"] == pytest.approx((1 + 8 / 64) / 2)
+
+
+def test_block_differences_find_a_shift_and_no_shift():
+    rng = np.random.default_rng(0)
+    index = np.arange(0, 256 * 80, 8)
+    flat = rng.standard_normal(index.size)
+    assert blocks.block_differences(flat, index)["p"] > 0.01
+    assert blocks.block_differences(flat + 0.3 * (index > 256 * 60), index)["p"] < 0.002
+
+
+def test_heights_and_linear_rollout(golden):
+    gamma = torch.tensor([100.0, 1e6], dtype=torch.float64)
+    u = lambda g: g / (2 * torch.pi) * torch.log(g / (2 * torch.pi * torch.e))  # noqa: E731
+    for s in (0.05, 1.0, 3.3):
+        after = rollout.next_height(gamma, torch.full((2,), s, dtype=torch.float64))
+        assert (u(after) - u(gamma) - s).abs().max() < 1e-9
+    fit = LinearFit(torch.tensor([[1.0, 0.5, 0.0]], dtype=torch.float64), 0.0, 1.0, 1.0)
+    last = torch.cat([b.s_BW[:, -2] for b in golden.windows()]).double()
+    rolled = rollout.roll_linear(fit, golden, 3)
+    assert torch.allclose(rolled, 1 + (last - 1)[:, None] * 0.5 ** torch.arange(1, 4))
+
+
+def test_rollout_feeds_itself_what_predict_says(golden, postfix):
+    few = golden.few(5)
+    rolled = rollout.roll(postfix, few, 2, has_heights=True)
+    first = torch.cat([postfix.predict(b, "last").mean() for b in few.windows()])
+    assert torch.allclose(rolled[:, 0], first, atol=1e-5)
+    assert torch.equal(rollout.true_future(few, 2)[:, 0], few.targets())
+
+
+def _result(seed: int, removal: float, zeroed: float, share: float) -> dict:
+    return {
+        "seed": seed,
+        "base": {"value": 0.1 * seed},
+        "removed": [{"slot": 0, "value": removal, "low": removal / 2, "high": 2 * removal}],
+        "content": {
+            "identity_only": {"value": zeroed},
+            "content_only": {"value": 0.01},
+            "content_only_share_of_gain": share,
+        },
+    }
+
+
+def test_e4_verdict_and_seeds_table():
+    good = [_result(7, 0.03, 0.05, 0.1), _result(42, 0.03, 0.05, 0.1), _result(1337, 0.0, 0.05, 0.1)]
+    assert aggregate.e4_verdict(good)["met"] is True
+    assert aggregate.e4_verdict(good[:2])["met"] is None
+    bad = [_result(1, 0.01, 0.05, 0.1), _result(2, 0.01, 0.05, 0.1), _result(3, 0.03, 0.05, 0.1)]
+    verdict = aggregate.e4_verdict(bad)
+    assert [row["met"] for row in verdict["criteria"]] == [False, True, True]
+    assert verdict["met"] is False
+    assert aggregate.over_seeds(good).summary["nll_last"].n == 3
+    with pytest.raises(UserError, match="twice"):
+        aggregate.over_seeds([good[0], good[0]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", ["postfix", "prefix"])
+def test_a_run_is_diagnosed_and_reported(tmp_path, memory, capsys, monkeypatch):
+    """On the first 20,000 zeros."""
+    small = diagnostics.Size(64, 4, 10, 1, 4, 64)
+    monkeypatch.setattr(diagnostics.Size, "for_device", lambda device, windows=None: small)
+    run = tmp_path / memory
+    run.mkdir()
+    torch.manual_seed(0)
+    options = {} if memory == "prefix" else {"pos": "rope"}
+    config = replace(
+        EXPLICIT_SMALL,
+        model=ModelConfig(memory=memory, **TINY, **options),
+        data=DataConfig(zeros=20_000, folder=str(tmp_path)),
+    )
+    (run / "config.json").write_text(to_json(config))
+    save_weights(run / "weights.safetensors", build_model(config.model))
+    result = diagnostics.main(run)
+    assert json.loads((run / "diagnostics.json").read_text())["base"] == result["base"]
+    assert "RMS error of u" in capsys.readouterr().out
+    assert report.write(run).read_text().count("<svg") == (3 if memory == "postfix" else 2)
+    legacy = diagnostics.diagnose(run, legacy=True)["legacy"]
+    assert all(test["vacuous"] for test in legacy.values())
+    assert ("D uniformity" in legacy) == (memory == "postfix")
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no run matches"):
+        diagnostics.main(tmp_path / "nothing*")
