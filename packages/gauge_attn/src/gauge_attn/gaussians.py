@@ -1,0 +1,216 @@
+"""Gaussian beliefs as an exponential family: the features that turn KL divergences into dot products.
+
+For one exponential family KL(q_i || q_j) = <E_i[t], eta_i - eta_j> - A(eta_i) + A(eta_j): up to a term of i alone it
+is linear in i's mean parameters E_i[t] and in j's natural parameters and log-partition (eta_j, A(eta_j)). So a query
+feature (mean parameters and a 1) times a key feature (natural parameters and the log-partition) is all of the
+divergence that a softmax over j sees.
+
+    Gaussian N(m, T), P = T^-1:      u = [svec(T + m m^T), m, 1]   k = [svec(P), -2 P m, m^T P m + log|T|]
+    isotropic N(m, s I) in d dims:   u = [d s + |m|^2, m, 1]       k = [1/s, -2 m/s, |m|^2/s + d log s]
+
+svec stacks the upper triangle with off-diagonal elements times sqrt(2), so that svec(A).svec(B) = tr(A B).
+Widths for d = 1, 3, 5, 7, 9: 3, 10, 21, 36, 55, and d + 2.
+
+Both are written relative to a reference belief r = N(c, s I), which is exact algebra and keeps digits when the beliefs
+cluster around it: u' = u - u_r but for the 1, k' = k - k_r with the rest folded into its last slot. Then
+
+    KL(q_i || q_j) = u'_i . k'_j / 2 + KL(q_i || r).
+
+Shape suffixes: B batch, H heads, N tokens, d = 2l+1 components, F features.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gauge_attn.so3 import matmul
+
+_SQRT2 = 2**0.5
+
+
+class Centre(NamedTuple):
+    """The reference belief N(mean, variance * I) in the token's own frame, a constant of the model.
+
+    variance: a number or (H,); mean: None (zero), (d,) or (H, d). Never make it from the sequence at hand: a mean
+    over tokens would let the last bits of the past depend on the future, and cached decoding would differ.
+    """
+
+    variance: float | Tensor = 1.0
+    mean: Tensor | None = None
+
+
+class Features(NamedTuple):
+    """KL(i || j) = query_i . key_j / 2 + to_reference_i. The last slot of query is 1."""
+
+    query_BHNF: Tensor
+    key_BHNF: Tensor
+    to_reference_BHN: Tensor
+
+
+def svec(a: Tensor) -> Tensor:
+    """(..., d, d) symmetric to (..., d(d+1)/2), row by row of the upper triangle, off-diagonal times sqrt(2)."""
+    d = a.size(-1)
+    if d == 1:
+        return a[..., 0]
+    scaled = a * _SQRT2
+    return torch.cat([part for i in range(d) for part in (a[..., i, i : i + 1], scaled[..., i, i + 1 :])], -1)
+
+
+def unsvec(v: Tensor, d: int) -> Tensor:
+    """The inverse of `svec`: (..., d(d+1)/2) to symmetric (..., d, d)."""
+    if d == 1:
+        return v[..., None]
+    scaled = v / _SQRT2
+    begin = [i * d - i * (i - 1) // 2 for i in range(d)]
+    rows = []
+    for i in range(d):
+        left = [scaled[..., begin[j] + i - j, None] for j in range(i)]
+        rows.append(torch.cat([*left, v[..., begin[i], None], scaled[..., begin[i] + 1 : begin[i] + d - i]], -1))
+    return torch.stack(rows, -2)
+
+
+def kl_divergence(mean_p: Tensor, cov_p: Tensor, mean_q: Tensor, cov_q: Tensor) -> Tensor:
+    """KL(N(mean_p, cov_p) || N(mean_q, cov_q)) in nats, (..., d) and (..., d, d) to (...), by Cholesky factors.
+
+    1/2 [tr(Q^-1 P) + (m_q - m_p)^T Q^-1 (m_q - m_p) - d + log|Q| - log|P|]
+    """
+    factor_p, factor_q = torch.linalg.cholesky(cov_p), torch.linalg.cholesky(cov_q)
+    whitened = torch.linalg.solve_triangular(factor_q, factor_p, upper=False)
+    shift = torch.linalg.solve_triangular(factor_q, (mean_q - mean_p).unsqueeze(-1), upper=False)
+    log_ratio = (factor_q.diagonal(dim1=-2, dim2=-1).log() - factor_p.diagonal(dim1=-2, dim2=-1).log()).sum(-1)
+    return 0.5 * (whitened.square().sum((-2, -1)) + shift.square().sum((-2, -1)) - mean_p.size(-1)) + log_ratio
+
+
+def rotate(x: Tensor, frames: Tensor | None) -> Tensor:
+    """x^T A per token: x (B, H, N, d) with A (B, N, d, e) shared by the heads or (B, H, N, d, e); None is the identity.
+
+    With A = Omega it pulls back (Omega^T x), with A = Omega^T it pushes forward.
+    """
+    if frames is None:
+        return x
+    if frames.dim() == 4:
+        return matmul(x.transpose(1, 2), frames).transpose(1, 2)
+    return matmul(x.unsqueeze(-2), frames).squeeze(-2)
+
+
+def rotate_covariance(a: Tensor, frames: Tensor | None, *, back: bool = False) -> Tensor:
+    """Omega A Omega^T, or Omega^T A Omega with `back`, of A (B, H, N, d, d)."""
+    if frames is None:
+        return a
+    omega = frames.unsqueeze(1) if frames.dim() == 4 else frames
+    return matmul(matmul(omega.mT, a), omega) if back else matmul(matmul(omega, a), omega.mT)
+
+
+def features(mu: Tensor, sigma: Tensor, frames: Tensor | None, centre: Centre) -> Features:
+    """Features of the beliefs pulled back into their own frames, N(Omega^T mu, Omega^T Sigma Omega).
+
+    mu (B, H, N, d); sigma: variances (B, H, N, d), covariances (B, H, N, d, d) or one variance (B, H, N). frames
+    (B, N, d, d) or (B, H, N, d, d), orthogonal. Nothing is inverted for variances: P = Omega^T diag(1/sigma) Omega.
+    Covariances must be positive definite, which is not checked (it would wait for the device).
+    """
+    s = _per_head(centre.variance, mu)
+    if centre.mean is not None:
+        c = centre.mean if centre.mean.dim() == 1 else centre.mean[:, None]
+        mu = mu - rotate(c.to(mu).expand_as(mu), _transpose(frames))
+    if sigma.dim() == 3:
+        return _isotropic_features(mu, sigma, frames, s)
+    m = rotate(mu, frames)
+    if sigma.dim() == 4:
+        # excess = sigma/s - 1 is exact near the reference, where 1/sigma - 1/s and the log term would cancel.
+        excess = (sigma - s) / s
+        shrink = excess / (1 + excess)
+        outer = _outer_rows(frames, mu)
+        second, precision = rotate(sigma - s, outer), rotate(-shrink / s, outer)
+        precision_mean = rotate(mu / sigma, frames)
+        mahalanobis = (mu.square() / sigma).sum(-1)
+        log_term = (excess.log1p() - shrink).sum(-1)
+        trace = excess.sum(-1)
+        log_det = excess.log1p().sum(-1)
+    else:
+        t = rotate_covariance(sigma, frames, back=True)
+        identity = torch.eye(t.size(-1), dtype=t.dtype, device=t.device)
+        excess = (t - s[..., None] * identity) / s[..., None]
+        factor, _ = torch.linalg.cholesky_ex(excess + identity)
+        inverse = torch.cholesky_inverse(factor)
+        shrink = matmul(inverse, excess)
+        shrink = (shrink + shrink.mT) / 2
+        second, precision = svec(excess * s[..., None]), svec(-shrink / s[..., None])
+        precision_mean = matmul(inverse, m.unsqueeze(-1)).squeeze(-1) / s
+        mahalanobis = (m * precision_mean).sum(-1)
+        log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_term = log_det - shrink.diagonal(dim1=-2, dim2=-1).sum(-1)
+        trace = excess.diagonal(dim1=-2, dim2=-1).sum(-1)
+    outer_m = svec(m.unsqueeze(-1) * m.unsqueeze(-2))
+    one = torch.ones_like(m[..., :1])
+    query = torch.cat([second + outer_m, m, one], -1)
+    key = torch.cat([precision, -2 * precision_mean, (mahalanobis + log_term).unsqueeze(-1)], -1)
+    to_reference = 0.5 * (trace - log_det + (m.square() / s).sum(-1))
+    return Features(query, key, to_reference)
+
+
+def _isotropic_features(mu: Tensor, sigma: Tensor, frames: Tensor | None, s: Tensor) -> Features:
+    d = mu.size(-1)
+    m = rotate(mu, frames)
+    s = s[..., 0]
+    excess = (sigma - s) / s
+    shrink = excess / (1 + excess)
+    square = m.square().sum(-1)
+    one = torch.ones_like(m[..., :1])
+    query = torch.cat([(square + d * (sigma - s)).unsqueeze(-1), m, one], -1)
+    scalar = square / sigma + d * (excess.log1p() - shrink)
+    key = torch.cat([(-shrink / s).unsqueeze(-1), -2 * m / sigma.unsqueeze(-1), scalar.unsqueeze(-1)], -1)
+    return Features(query, key, 0.5 * (d * (excess - excess.log1p()) + square / s))
+
+
+def mixture_mean(moments_BHNF: Tensor, d: int, frames: Tensor | None, centre: Centre) -> Tensor:
+    """(B, H, N, d): the mean in the query's own frame, from averaged query features."""
+    mean = moments_BHNF[..., -1 - d : -1]
+    if centre.mean is not None:
+        mean = mean + (centre.mean if centre.mean.dim() == 1 else centre.mean[:, None]).to(mean)
+    return rotate(mean, _transpose(frames))
+
+
+def mixture_covariance(
+    moments_BHNF: Tensor, d: int, frames: Tensor | None, centre: Centre, *, isotropic: bool
+) -> Tensor:
+    """(B, H, N, d, d) from averaged query features, in the query's own frame: exact moment matching. For isotropic
+    beliefs (B, H, N), the mean of its diagonal.
+
+    The difference M2 - mean mean^T keeps only rounding errors where all beliefs averaged are sharp; a floor of the
+    size of these errors, 2 eps tr(M2), keeps the covariance positive definite.
+    """
+    mean = moments_BHNF[..., -1 - d : -1]
+    s = _per_head(centre.variance, mean)
+    eps = 2 * torch.finfo(moments_BHNF.dtype).eps
+    if isotropic:
+        second = moments_BHNF[..., 0] + d * s[..., 0]
+        return ((second - mean.square().sum(-1)) / d).clamp_min(0) + eps * second.abs()
+    identity = torch.eye(d, dtype=mean.dtype, device=mean.device)
+    second = unsvec(moments_BHNF[..., : -1 - d], d) + s[..., None] * identity
+    floor = eps * second.diagonal(dim1=-2, dim2=-1).sum(-1).abs()
+    covariance = second - mean.unsqueeze(-1) * mean.unsqueeze(-2) + floor[..., None, None] * identity
+    return rotate_covariance(covariance, frames)
+
+
+def _transpose(frames: Tensor | None) -> Tensor | None:
+    return None if frames is None else frames.mT
+
+
+def _outer_rows(frames: Tensor | None, like: Tensor) -> Tensor:
+    """svec of the outer products of the rows of Omega: sigma . this = svec(Omega^T diag(sigma) Omega)."""
+    if frames is None:
+        d = like.size(-1)
+        rows = torch.eye(d, dtype=like.dtype, device=like.device).expand(like.size(0), like.size(2), d, d)
+    else:
+        rows = frames
+    return svec(rows.unsqueeze(-1) * rows.unsqueeze(-2))
+
+
+def _per_head(value: float | Tensor, like: Tensor) -> Tensor:
+    """A number or (H,) as (H or 1, 1, 1), to broadcast over (B, H, N, d)."""
+    if isinstance(value, Tensor):
+        return value.to(like).reshape(-1, 1, 1)
+    return torch.full((1, 1, 1), value, dtype=like.dtype, device=like.device)

@@ -1,0 +1,246 @@
+"""KL attention inside an equivariant transformer, invariant from the embedding's frames to the logits.
+
+A head of angular momentum l forms two Gaussian beliefs from the stream, q_i = N(mu_i, s_i 1) for the query and
+p_j = N(nu_j, t_j 1) for the key, and attends with softmax_j(-KL(q_i || Omega_i Omega_j^-1 p_j) / kappa). In its own
+frame every token's mean is m = Omega^-1 mu, so that
+
+    2 KL = (|m_i|^2 + d s_i) / t_j - 2 m_i . n_j / t_j + |n_j|^2 / t_j + d log t_j - d - d log s_i,
+
+a dot product of u_i = [|m_i|^2 + d s_i, m_i, 1] and k_j = [1, -2 n_j, |n_j|^2 + d t_j log t_j] / t_j up to what depends
+on i alone. Variances come from invariants. What a head carries is a vector of its own type, transported, and scalars.
+
+Shapes: B windows, N tokens, M cached tokens, V symbols, S scalars, C copies, H heads of one l, d = 2l + 1, f width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gauge_attn.attention import Prepared
+from gauge_attn.config import ModelConfig
+from gauge_attn.gaussians import Centre
+from gauge_attn.irreps import Irreps
+from gauge_attn.kernel import FeatureCache
+from gauge_attn.kernel import mix as mix_features
+from gauge_attn.models.layers import Output, Temperature, bounded_log_sigma, declare, matrix, normal, token_frames
+from gauge_attn.models.stream import EquivariantNorm, GatedMLP, Invariants, Stream, add, mix, wide
+from gauge_attn.so3 import matmul, rope_frames
+
+EMBEDDING_STD = 1.0
+Cache = list[dict[int, FeatureCache]]
+
+
+class Practical(nn.Module):
+    """Logits of the next token; invariant under any rotation g_i of the frames (and of the stream with them).
+
+    window: the longest sequence. alignment: reduction of the alignment loss that forward returns, or "none".
+    """
+
+    def __init__(self, config: ModelConfig, vocab: int, window: int, alignment: str = "none") -> None:
+        super().__init__()
+        self.irreps = Irreps(config.spec)
+        self.window, self.alignment = window, alignment
+        groups = self.irreps.by_l()
+        self.channels = {0: config.scalars} | {l: config.copies * g.multiplicity for l, g in groups.items() if l}
+        self.embeddings = nn.ParameterDict(
+            {
+                str(l): normal(vocab, c * (2 * l + 1), std=EMBEDDING_STD, role="embedding")
+                for l, c in self.channels.items()
+            }
+        )
+        self.phi_V3 = None
+        if config.frames == "learned" and self.irreps.lmax:
+            self.phi_V3 = normal(vocab, 3, std=config.frame_std, role="frame")
+        self.blocks = nn.ModuleList(
+            _Block({l: g.multiplicity for l, g in groups.items()}, self.channels, config, window)
+            for _ in range(config.layers)
+        )
+        self.norm = EquivariantNorm(self.channels)
+        self.invariants = Invariants(self.channels)
+        self.readout = matrix(vocab, self.invariants.width, role="readout", gain=0.1)
+
+    def forward(self, tokens_BN: Tensor, *, cache: Cache | None = None, record: list | None = None) -> Output:
+        """tokens_BN: int64; with a cache, the tokens after those it holds (it grows by them).
+
+        record: a list that gets, per layer, the heads' features {l: Prepared}. Raises ValueError beyond the window.
+        """
+        start = next(iter(cache[0].values())).length if cache else 0
+        if start + tokens_BN.size(1) > self.window:
+            raise ValueError(f"{start + tokens_BN.size(1)} tokens do not fit the model's window of {self.window}")
+        x, frames = self.embed(tokens_BN)
+        total = tokens_BN.new_zeros((), dtype=torch.float32)
+        for i, block in enumerate(self.blocks):
+            entry: dict[int, Prepared] | None = None if record is None else {}
+            x, kl_sum = block(x, frames, None if cache is None else cache[i], start, self.alignment != "none", entry)
+            total = total + kl_sum
+            if record is not None:
+                record.append(entry)
+        logits_BNV = F.linear(self.invariants(self.norm(x)), self.readout)
+        if self.alignment == "none":
+            return Output(logits_BNV, None)
+        queries = tokens_BN.size(1) if self.alignment == "mean" else 1
+        return Output(logits_BNV, total / (len(self.blocks) * self.irreps.n_heads * tokens_BN.size(0) * queries))
+
+    def embed(self, tokens_BN: Tensor) -> tuple[Stream, dict[int, Tensor]]:
+        """The stream at the start and the tokens' frames {l: (B, N, d, d)} for l > 0 (empty where frozen)."""
+        x = {0: F.embedding(tokens_BN, self.embeddings["0"])}
+        for l, c in self.channels.items():
+            if l:
+                x[l] = F.embedding(tokens_BN, self.embeddings[str(l)]).unflatten(-1, (c, 2 * l + 1))
+        if self.phi_V3 is None:
+            return x, {}
+        frames = token_frames(self.irreps, self.phi_V3, tokens_BN)
+        return x, {l: frame for l, frame in frames.items() if l}
+
+    def heads(self, layer: int) -> dict[int, Heads]:
+        """A layer's heads by l."""
+        return cast(_Block, self.blocks[layer]).heads_by_l()
+
+    def new_cache(self) -> Cache:
+        return [{l: FeatureCache(self.window) for l in self.irreps.ls} for _ in self.blocks]
+
+
+class _Block(nn.Module):
+    """x + heads(norm(x)), then x + mlp(norm(x)). multiplicity: l -> heads; channels: l -> copies in the stream."""
+
+    def __init__(
+        self, multiplicity: dict[int, int], channels: dict[int, int], config: ModelConfig, window: int
+    ) -> None:
+        super().__init__()
+        self.attention_norm = EquivariantNorm(channels)
+        self.heads = nn.ModuleDict({str(l): Heads(l, h, channels, config, window) for l, h in multiplicity.items()})
+        n_heads = sum(multiplicity.values())
+        self.mix_scalars = matrix(channels[0], n_heads * config.value_scalars, gain=0.1)
+        self.mixers = nn.ParameterDict({str(l): matrix(channels[l], h, gain=0.1) for l, h in multiplicity.items() if l})
+        self.mlp_norm = EquivariantNorm(channels)
+        self.mlp = GatedMLP(channels, config.hidden)
+
+    def forward(
+        self,
+        x: Stream,
+        frames: dict[int, Tensor],
+        caches: dict[int, FeatureCache] | None,
+        start: int,
+        align: bool,
+        record: dict[int, Prepared] | None,
+    ) -> tuple[Stream, Tensor]:
+        """The stream after the block, and the sum over heads and queries of sum_j beta_ij KL_ij (0 unless `align`)."""
+        h = self.attention_norm(x)
+        scalars, update = [], {}
+        total = x[0].new_zeros((), dtype=torch.float32)
+        for l, heads in self.heads_by_l().items():
+            scalars_BNS, vector_BNHd, kl_sum = heads(
+                h, frames.get(l), None if caches is None else caches[l], start, align, record
+            )
+            scalars.append(scalars_BNS)
+            total = total + kl_sum
+            if l:
+                update[l] = mix(vector_BNHd, self.mixers[str(l)])
+        update[0] = F.linear(torch.cat(scalars, -1), self.mix_scalars)
+        x = add(x, update)
+        return add(x, self.mlp(self.mlp_norm(x))), total
+
+    def heads_by_l(self) -> dict[int, Heads]:
+        return {int(name): cast(Heads, heads) for name, heads in self.heads.items()}
+
+
+class Heads(nn.Module):
+    """All heads of one l in one layer, in one attention call."""
+
+    def __init__(self, l: int, n_heads: int, channels: dict[int, int], config: ModelConfig, window: int) -> None:
+        super().__init__()
+        self.l, self.d, self.n_heads = l, 2 * l + 1, n_heads
+        self.value_scalars, self.self_mask = config.value_scalars, config.self_mask
+        copies, scalars = channels[l], channels[0]
+        self.query_HC = matrix(n_heads, copies)
+        self.key_HC = matrix(n_heads, copies)
+        self.log_sigma = matrix(2 * n_heads, scalars, gain=0.0)
+        self.value_scalar = matrix(n_heads * self.value_scalars, scalars)
+        if l:
+            self.value_HC = matrix(n_heads, copies)
+        self.temperature = Temperature([self.d] * n_heads, config.kappa, config.kappa_mode)
+        position_N = torch.arange(window)
+        order_H = (torch.arange(n_heads) + 0.5) / n_heads
+        self.rope, self.alibi = bool(l and config.rope), config.alibi
+        self.along_HNd: Tensor
+        self.across_HNd: Tensor
+        self.position_N: Tensor
+        if self.rope:  # radians per position from about 1 to about 1/100
+            rope_HNdd = rope_frames(l, position_N, 100.0**-order_H)
+            # Around y only the pairs (m, -m) mix, which stand mirrored: x R is two products, not a matrix each.
+            across_HNd = rope_HNdd.flip(-2).diagonal(dim1=-2, dim2=-1).clone()
+            across_HNd[..., l] = 0
+            self.register_buffer("along_HNd", rope_HNdd.diagonal(dim1=-2, dim2=-1).clone(), persistent=False)
+            self.register_buffer("across_HNd", across_HNd, persistent=False)
+        if self.alibi:  # nats per position, from about 2 to about 1/32 at the start
+            self.log_slope_H = declare(nn.Parameter((1 - 6 * order_H) * math.log(2)), "log_kappa")
+            self.register_buffer("position_N", position_N.float(), persistent=False)
+
+    def features(self, h: Stream, frame_BNdd: Tensor | None, start: int) -> Prepared:
+        """Query and key features of tokens at positions start, start + 1, ...; float32 whatever autocast says."""
+        q_BHNd, p_BHNd = self._means(h, self.query_HC, frame_BNdd), self._means(h, self.key_HC, frame_BNdd)
+        log_sigma = bounded_log_sigma(wide(F.linear(h[0], self.log_sigma)))
+        with torch.autocast(h[0].device.type, enabled=False):
+            log_s, log_t = log_sigma.transpose(1, 2)[..., None].chunk(2, 1)
+            kappa_H1 = self.temperature()[:, None]
+            stop = start + h[0].size(1)
+            if self.rope:
+                along, across = self.along_HNd[:, start:stop], self.across_HNd[:, start:stop]
+                q_BHNd, p_BHNd = (x * along + x.flip(-1) * across for x in (q_BHNd, p_BHNd))
+            precision = torch.exp(-log_t)
+            last = p_BHNd.square().sum(-1, keepdim=True) * precision + self.d * log_t
+            square = q_BHNd.square().sum(-1, keepdim=True) + self.d * log_s.exp()
+            query = torch.cat([square, q_BHNd, torch.ones_like(log_s)], -1)
+            key = torch.cat([precision, -2 * precision * p_BHNd, last], -1)
+            biased = key
+            if self.alibi:  # the logit gains slope * j
+                distance_HN = self.log_slope_H.exp()[:, None] * self.position_N[start:stop]
+                own_kappa_H1 = kappa_H1 / self.temperature.scale_H[:, None]  # a head made uniform loses its slope too
+                last = last - 2 * (own_kappa_H1 * distance_HN)[..., None]
+                biased = torch.cat([key[..., :-1], last], -1)
+            row_term = -0.5 * self.d * (1 + log_s[..., 0])
+            return Prepared(query, key, biased, row_term, row_term / kappa_H1, kappa_H1, frame_BNdd, Centre())
+
+    def forward(
+        self,
+        h: Stream,
+        frame_BNdd: Tensor | None,
+        cache: FeatureCache | None,
+        start: int,
+        align: bool,
+        record: dict[int, Prepared] | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Scalars (B, N, H S'), vectors (B, N, H, d) in the queries' frames, and sum_i sum_j beta_ij KL_ij."""
+        f = self.features(h, frame_BNdd, start)
+        if record is not None:
+            record[self.l] = f
+        value = wide(F.linear(h[0], self.value_scalar)).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        if self.l:
+            value = torch.cat([value, self._means(h, self.value_HC, frame_BNdd)], -1)
+        width = value.size(-1)
+        with torch.autocast(h[0].device.type, enabled=False):
+            if align:
+                value = torch.cat([value, f.key], -1)
+            out, _ = mix_features(f.query, f.biased_key, value, f.kappa_H1, True, self.self_mask, "fp32", cache, False)
+            kl_sum = f.divergence(out[..., width:]).sum() if align else out.new_zeros(())
+            out = out[..., :width] * self.temperature.gain_H[:, None, None]
+            scalars, vector_BHNd = out.split([self.value_scalars, width - self.value_scalars], -1)
+            vector_BNHd = vector_BHNd.transpose(1, 2)
+            if self.l and frame_BNdd is not None:
+                vector_BNHd = matmul(vector_BNHd, frame_BNdd.mT)
+        return scalars.transpose(1, 2).flatten(2), vector_BNHd, kl_sum
+
+    def _means(self, h: Stream, weight_HC: Tensor, frame_BNdd: Tensor | None) -> Tensor:
+        """Means of the heads in each token's own frame, (B, H, N, d)."""
+        if not self.l:
+            return wide(F.linear(h[0], weight_HC)).transpose(1, 2)[..., None]
+        mean_BNHd = wide(mix(h[self.l], weight_HC))
+        if frame_BNdd is not None:
+            with torch.autocast(frame_BNdd.device.type, enabled=False):
+                mean_BNHd = matmul(mean_BNHd, frame_BNdd)
+        return mean_BNHd.transpose(1, 2)

@@ -1,0 +1,68 @@
+"""Training speed of whole models: the practical one beside a GPT of equal parameters, on the same device."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lab_shared.bench import environment, measure
+from lab_shared.files import atomic_write, make_folder
+from lab_shared.optim import clip_grads
+from torch.nn import functional as F
+
+from gauge_attn.compiled import compiled
+from gauge_attn.config import PRESETS, TrainConfig
+from gauge_attn.evaluate import autocast
+from gauge_attn.models import build_model, build_optimizer
+from gauge_attn.models.gpt import matched_width
+
+
+def bench_models(device: torch.device, out: Path | None = None, *, quick: bool = False) -> dict[str, Any]:
+    """Print and return tokens/s of whole optimiser steps: practical-small (quick: the preset quick) and its GPT.
+
+    Compiled on CUDA, bf16 autocast there. The GPT's width is the one whose parameter count is nearest.
+    """
+    preset = "quick" if quick or device.type == "cpu" else "practical-small"
+    config = PRESETS[preset][1]
+    vocab = 256 if preset == "practical-small" else 2 * config.data.keys
+    rows = [_row(preset, config, vocab, device)]
+    base = PRESETS["gpt-small" if preset == "practical-small" else "gpt-quick"][1]
+    width = matched_width(rows[0]["parameters"], base.model.layers, vocab, base.model.heads)
+    gpt = replace(base, model=replace(base.model, d_model=width))
+    rows.append(_row(f"gpt, width {width}", gpt, vocab, device))
+    slower = rows[1]["tokens_per_s"] / rows[0]["tokens_per_s"]
+    for row in rows:
+        print(f"{row['name']:<20}{row['parameters']:>12,} parameters{row['tokens_per_s']:>14,.0f} tokens/s")
+    print(f"the dot-product GPT is {slower:.2f}x as fast")
+    result = {"environment": environment(device), "rows": rows, "gpt_over_practical": slower}
+    if out is not None:
+        make_folder(out.parent)
+        atomic_write(out, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _row(name: str, config: TrainConfig, vocab: int, device: torch.device) -> dict[str, Any]:
+    torch.manual_seed(0)
+    model = build_model(config.model, vocab, config.data.window, config.optim).to(device)
+    optimizer = build_optimizer(model, config.optim)
+    forward: Any = compiled(model) if device.type == "cuda" else model
+    tokens_BN = torch.randint(vocab, (config.data.batch, config.data.window + 1), device=device)
+
+    def step() -> None:
+        with autocast(config, device):
+            logits_BNV = forward(tokens_BN[:, :-1]).logits_BNV
+        loss = F.cross_entropy(logits_BNV.float().flatten(0, 1), tokens_BN[:, 1:].flatten())
+        loss.backward()
+        clip_grads(model.parameters(), config.optim.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    seconds = measure(
+        step, repeats=10 if device.type == "cuda" else 3, warmup=5 if device.type == "cuda" else 1, device=device
+    )
+    tokens = config.data.batch * config.data.window
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"name": name, "parameters": parameters, "tokens_per_s": tokens / seconds["median_s"], **seconds}

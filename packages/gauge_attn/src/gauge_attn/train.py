@@ -1,0 +1,127 @@
+"""Training: one visible loop, the same on a CPU, one GPU, or every process of a torchrun job."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from lab_shared.checkpoint import seed_everything
+from lab_shared.dist import Dist, init, weighted_mean_loss
+from lab_shared.files import atomic_write
+from lab_shared.loop import ticks
+from lab_shared.optim import lr_multiplier
+from lab_shared.run import Run
+from torch.nn import functional as F
+
+from gauge_attn.compiled import compiled
+from gauge_attn.config import TrainConfig
+from gauge_attn.data import Batches, load_corpus, windows
+from gauge_attn.evaluate import TOKENIZER, autocast, diagnose, mean_loss, table, write_evaluation
+from gauge_attn.measure import calibrate
+from gauge_attn.models import build_model, build_optimizer
+from gauge_attn.report import write_report
+
+RESUME = "uv run gauge-attn train --resume {path}"
+
+
+def train(config: TrainConfig, out: Path | None = None, *, name: str = "run") -> str | None:
+    """Run a configuration from nothing to its report; returns the result as text on rank 0, None on the others.
+
+    out: run folder, made here; default runs/gauge_attn/NAME-seedS-TIME.
+    """
+    if out is None:
+        out = Path("runs/gauge_attn") / f"{name}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    with init() as dist:
+        result = train_in(config, out, dist)
+    return None if result is None else f"{table(result)}\n\nreport: {write_report(out)}"
+
+
+def resume(path: Path) -> str | None:
+    """Continue a stopped run from its newest checkpoint; bit-identical to never having stopped (on a CPU)."""
+    with init() as dist, Run.open(path, dist=dist) as run:
+        result = _train(run.config(TrainConfig), run, dist)
+    return None if result is None else f"{table(result)}\n\nreport: {write_report(path)}"
+
+
+def train_in(config: TrainConfig, out: Path, dist: Dist) -> dict[str, Any] | None:
+    """Train in the folder `out`, from nothing or from where it was stopped; the evaluation on rank 0."""
+    if (out / "config.json").exists():
+        opened = Run.open(out, dist=dist)
+    else:
+        opened = Run.create(
+            out, config, seed=config.seed, project="gauge_attn", resume_command=RESUME, wandb=config.wandb, dist=dist
+        )
+    with opened as run:
+        return _train(config, run, dist)
+
+
+def _train(config: TrainConfig, run: Run, dist: Dist) -> dict[str, Any] | None:
+    seed_everything(config.seed)
+    device = dist.device
+    corpus = load_corpus(config.data)
+    batches = Batches(corpus, seed=config.seed, device=device, rank=dist.rank, world=dist.world)
+    held_out = windows(corpus, "valid", device, seed=config.seed)
+    model = build_model(config.model, corpus.vocab, config.data.window, config.optim).to(device)
+    calibrate(model, next(Batches(corpus, seed=config.seed, device=device))[:, :-1])
+    optimizer = build_optimizer(model, config.optim)
+    fast = device.type == "cuda" if config.compile is None else config.compile
+    forward = dist.wrap(compiled(model) if fast else model)
+    yardsticks = corpus.yardsticks()
+    run.progress.line(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {corpus.vocab:,} symbols ({corpus.label}), "
+        f"{config.steps:,} steps of {config.data.batch} x {config.data.window} tokens on {dist.world} x {device.type}; "
+        + ", ".join(f"{name} {nats:.3f}" for name, nats in yardsticks.items())
+        + " nats"
+    )
+    if dist.is_main and corpus.tokenizer is not None:
+        atomic_write(run.path / TOKENIZER, corpus.tokenizer.to_json())
+
+    for tick in ticks(
+        run,
+        config.steps,
+        model=model,
+        optimizer=optimizer,
+        lr=lambda step: lr_multiplier(
+            config.optim.schedule, step, config.steps, warmup=min(config.optim.warmup, config.steps)
+        ),
+        clip=config.optim.clip,
+        state={"data": batches},
+        unit="windows",
+        log_every=config.log_every,
+        checkpoint_every=config.checkpoint_every,
+        dist=dist,
+    ):
+        tokens_BN = next(batches)
+        with autocast(config, device):
+            out = forward(tokens_BN[:, :-1])
+        loss = F.cross_entropy(out.logits_BNV.float().flatten(0, 1), tokens_BN[:, 1:].flatten())
+        objective, metrics = loss, {"ce": loss.detach()}
+        if out.alignment is not None:
+            objective = loss + config.optim.alignment * out.alignment
+            metrics["alignment"] = out.alignment.detach()
+        n = tokens_BN.size(0)
+        tick.update(weighted_mean_loss(objective * n, n, dist), ids=f"windows of step {tick.step}", n=n, **metrics)
+        if tick.every(config.eval_every) and dist.is_main:
+            nats = mean_loss(model, held_out, config)
+            tick.log("val", loss=nats, **{f"{name}_loss": value for name, value in yardsticks.items()})
+            diagnosis = diagnose(model, held_out)
+            run.log(tick.step, "heads", flat(diagnosis))
+            for line in diagnosis["lines"]:
+                run.progress.line(line)
+
+    if not dist.is_main:
+        return None
+    result = write_evaluation(run.path, model, corpus, held_out, config)
+    run.finish({"label": corpus.label, "loss": result["loss"], "perplexity": result["perplexity"]})
+    return result
+
+
+def flat(diagnosis: dict[str, Any]) -> dict[str, float]:
+    """A diagnosis as one level of numbers: "L0.H8.row_std", "mu_dist", ... for the metrics file."""
+    numbers = {
+        f"L{r['layer']}.H{r['head']}.{name}": r[name]
+        for r in diagnosis["heads"]
+        for name in ("row_std", "entropy_ratio", "kappa", "attended_kl")
+    }
+    return numbers | (diagnosis["diversity"] or {})

@@ -1,0 +1,146 @@
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from gauge_attn import grid
+from gauge_attn.config import DataConfig
+from gauge_attn.irreps import Irreps
+from gauge_attn.verdicts import FAILS, HOLDS, UNDECIDED, l_regression, verdicts
+from lab_shared.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def run(cell, seed, *, loss=4.0, row_std=(0.03, 0.03), noise=None, initial=(), grid_name="g", **settings):
+    heads = [
+        {"layer": 0, "head": l, "label": f"ℓ{l}", "l": l, "kappa": 1.0, "row_std": r, "entropy_ratio": 0.5 - 0.1 * l,
+         "attended_kl": 0.1, "logit_std": math.exp(l)}
+        for l, r in enumerate(row_std)
+    ]  # fmt: skip
+    common = {"kappa_mode": "shared", "alignment": 0.0, "gauge_fixed": False, "window": 64}
+    return {
+        "grid": grid_name,
+        "cell": cell,
+        "seed": seed,
+        "settings": common | settings,
+        "summary": {
+            "label": "generated numbers", "loss": loss, "perplexity": math.exp(loss), "heads": heads, "ablation": [],
+            "noise": noise or {}, "initial": list(initial), "grad_norm_max": 1.0,
+            "diversity": {"kl_std": 0.01, "kl_mean": 0.02},
+        },
+    }  # fmt: skip
+
+
+def status(runs, claim):
+    return next(v["status"] for v in verdicts(runs) if claim in v["claim"])
+
+
+def test_low_spin_claim_is_decided_by_the_interval():
+    def sharp(values):
+        return [run("free", i, row_std=(0.02, v)) for i, v in enumerate(values)]
+
+    assert status(sharp([0.110, 0.111, 0.112]), "cannot be sharp") == FAILS
+    assert status(sharp([0.03, 0.031, 0.032]), "cannot be sharp") == HOLDS
+    assert status(sharp([0.09, 0.12, 0.10]), "cannot be sharp") == UNDECIDED
+    assert status(sharp([0.12]), "cannot be sharp") == UNDECIDED  # one seed decides nothing
+
+
+def test_differences_need_an_interval_without_zero():
+    def pair(a, b):
+        return [run("frozen", i, loss=x) for i, x in enumerate(a)] + [
+            run("learned", i, loss=x) for i, x in enumerate(b)
+        ]
+
+    assert status(pair([4.2, 4.21, 4.19], [4.0, 4.0, 4.0]), "H7") == HOLDS
+    assert status(pair([3.8, 3.81, 3.79], [4.0, 4.0, 4.0]), "H7") == FAILS
+    assert status(pair([4.2, 3.7, 4.1], [4.0, 4.0, 4.0]), "H7") == UNDECIDED
+    assert status(pair([4.2], [4.0]), "H7") == UNDECIDED
+
+
+def test_order_that_noise_reproduces_is_no_capacity():
+    def seed_c(l1):
+        noise = {"0": 0.026, "1": 0.035}
+        return [run("seed-c", i, row_std=(0.026, v), noise=noise) for i, v in enumerate(l1)]
+
+    assert status(seed_c([0.035, 0.036, 0.034]), "capacity") == FAILS
+    assert status(seed_c([0.070, 0.071, 0.072]), "capacity") == HOLDS
+
+
+def test_closed_form_is_held_to_ten_percent():
+    def with_ratio(ratio):
+        return [run("x", 0, initial=[{"l": 0, "row_std": 0.03 * ratio, "predicted": 0.03}] * 3)]
+
+    assert status(with_ratio(1.05), "H1") == HOLDS
+    assert status(with_ratio(1.3), "H1") == FAILS
+
+
+def test_regression_finds_a_planted_coefficient():
+    def planted(c, seed):
+        generator = torch.Generator().manual_seed(seed)
+        r = run("x", seed, row_std=(0, 0, 0), kappa_mode="learnable")
+        for h in r["summary"]["heads"]:
+            h["logit_std"] = math.exp(torch.randn((), generator=generator).item())
+            noise = 0.01 * torch.randn((), generator=generator).item()
+            h["entropy_ratio"] = 0.7 - 0.2 * math.log(h["logit_std"]) + c * h["l"] + noise
+        return r
+
+    for c, expected in ((0.1, HOLDS), (0.0, FAILS)):
+        runs = [planted(c, s) for s in range(12)]
+        fit = l_regression(runs)
+        assert fit["l"] == pytest.approx(c, abs=0.02)
+        assert fit["low"] <= fit["l"] <= fit["high"]
+        assert status(runs, "beyond the spread") == expected
+
+
+def test_no_runs_no_verdict():
+    assert [v["claim"][:7] for v in verdicts([run("x", 0)])] == ["Heads o", "row_std"]
+
+
+@pytest.mark.parametrize("name", ["seed-repro", *(f"h{i}" for i in range(1, 9)), "specs", "all"])
+def test_grids_are_lists_of_valid_runs(name):
+    from gauge_attn.models import build_model
+
+    cells = grid.cells(name)
+    assert len(cells) >= 2
+    for config in cells.values():
+        Irreps(config.model.spec)
+        with torch.device("meta"):
+            build_model(config.model, 16, 8, config.optim)
+    listed = grid.run_grid(name, only_list=True)["runs"]
+    assert len(set(listed)) == len(listed) >= 3 * len(cells)
+
+
+def test_layouts_compare_equal_widths():
+    for k in (19, 28, 41, 108):
+        assert Irreps(grid.SPECS[str(k)]).dim == Irreps(grid.SPECS[f"{k}-scalars"]).dim == k
+    assert Irreps(grid.SPECS["25-pure-tensors"]).dim == Irreps(grid.SPECS["25-scalars"]).dim
+    assert {Irreps(spec).dim for spec in grid.SAME_K_SPECS} == {19}
+
+
+def test_an_unknown_grid_names_those_there_are():
+    with pytest.raises(UserError, match=r"no grid 'h9'.*seed-repro"):
+        grid.cells("h9")
+
+
+def test_smoke_grid_runs_resumes_and_reports(tmp_path, monkeypatch):
+    data = DataConfig(keys=4, window=8, batch=4, val_windows=8)
+    tiny = {name: replace(config, data=data) for name, config in grid.cells("smoke").items()}
+    monkeypatch.setattr(grid, "cells", lambda name: tiny)
+    result = grid.run_grid("smoke", tmp_path, steps=3, workers=1)
+    assert {r["cell"] for r in result["runs"]} == {"free", "aligned", "frozen"}
+    assert "[undecided]" in result["text"] or "[holds]" in result["text"] or "[fails]" in result["text"]
+    saved = json.loads((tmp_path / "results.json").read_text())
+    assert saved["runs"][0]["summary"]["noise"].keys() == {"0", "1"}
+    assert saved["runs"][0]["summary"]["initial"]
+    page = (tmp_path / "report.html").read_text()
+    assert "Verdicts" in page
+    assert "generated induction language" in page
+    assert (tmp_path / "figures/predicted.csv").exists()
+    monkeypatch.setattr(grid, "noise_control", None)  # a second training would fail on it
+    again = grid.run_grid("smoke", tmp_path, steps=3, workers=1)
+    assert again["runs"] == saved["runs"]
