@@ -320,3 +320,28 @@ def test_flex_on_packed_segments_of_every_head_size(dim, dtype):
         results.append([out, *torch.autograd.grad(out, inputs, seed)])
     for fast, slow in zip(*results, strict=True):
         assert_parity(fast.float(), slow.float(), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("backend", ["reference", "sdpa"])
+@pytest.mark.parametrize("mask", [Mask.full(), Mask.causal()])
+def test_dropout_drops_weights_and_keeps_their_mean(backend, mask):
+    """With values of one the output is the sum of the weights: 1 on average, and 0 or more than 1 for the first query,
+    which under the causal mask sees one key."""
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 64, 4, 16, 8)
+    v = torch.ones(64, 4, 16, 8)
+    out = attend(q, k, v, mask, dropout=0.25, backend=backend)
+    assert abs(float(out.mean()) - 1) < 0.02
+    if mask.kind == "causal":
+        first = out[:, :, 0, 0]
+        assert sorted(set(first.flatten().tolist())) == pytest.approx([0.0, 1 / 0.75])
+        assert abs(float((first == 0).float().mean()) - 0.25) < 0.1
+
+
+def test_back_ends_without_dropout_refuse_it():
+    q = torch.randn(8, 2, 4)
+    segments = Mask.segments(torch.tensor([0, 3, 8]), 8)
+    assert choose_backend(q, q, q, segments, dropout=0.1) == "reference"
+    for backend in ("sdpa", "flex", "varlen"):
+        with pytest.raises(ValueError, match="dropout"):
+            attend(q, q, q, segments, dropout=0.1, backend=backend)

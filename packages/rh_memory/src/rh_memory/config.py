@@ -23,7 +23,9 @@ class ModelConfig:
     heads: int = 8
     mlp_ratio: int = 4
     dropout: float = 0.1
-    """Dropout on what each attention and MLP adds to the residual stream."""
+    """Dropout on the embedded spacings and on what each attention and MLP adds to the residual stream."""
+    attention_dropout: float = 0.0
+    """Dropout of attention weights."""
     pos: Literal["learned", "rope"] = "learned"
     """learned: absolute position embeddings (the seed). rope: rotary queries and keys by the index of the spacing."""
     inputs: Literal["spacing", "height"] = "spacing"
@@ -167,6 +169,7 @@ class TrainConfig:
 
 
 E0 = TrainConfig(
+    model=ModelConfig(attention_dropout=0.1),
     optim=OptimConfig(warmup=1500, final=1e-5 / 3e-4),
     loss=LossConfig(entropy_weight=0.005),
 )
@@ -196,12 +199,17 @@ _SPECIAL: dict[str, Any] = {
     "model": {"slot_dropout": 0.1, "norm_cap": 1.0, "block_norm": True},
     "loss": {"aux_mode": "diagonal", "ortho_weight": (1e-3, 1e-2)},
 }
-E3_ORIGINAL = _with(E0, model={"memory": "postfix"}, optim=_POSTFIX, loss=LossConfig())
+E3_ORIGINAL = _with(E0, model={"memory": "postfix", "attention_dropout": 0.0}, optim=_POSTFIX, loss=LossConfig())
 E4_ORIGINAL = _with(E3_ORIGINAL, **_DETOX)
-E3 = _with(E0_ROPE, model={"memory": "postfix", "readouts": 16, "seed_slots": True}, steps=10_000)
+E3 = _with(
+    E0_ROPE,
+    # FlexAttention, which these masks want, drops no weights.
+    model={"memory": "postfix", "readouts": 16, "seed_slots": True, "attention_dropout": 0.0},
+    steps=10_000,
+)
 E4 = _with(E3, **_DETOX)
 _EXPLICIT: dict[str, Any] = {"inputs": "height", "values": "prime_rotary"}
-EXPLICIT = _with(E0_ROPE, model=_EXPLICIT, steps=5000)
+EXPLICIT = _with(E0_ROPE, model=_EXPLICIT | {"attention_dropout": 0.0}, steps=5000)
 EXPLICIT_SMALL = _with(
     EXPLICIT,
     # Two heads of 32: on CPUs attention costs by the head, and two learned as fast as four.

@@ -36,7 +36,8 @@ class Objective:
         self._mean_nll: Any = torch.compile(losses.mean_nll, dynamic=False) if compiled else losses.mean_nll
         n_data = dataset.width - 1
         # block lists, or the written-out mask, are built here and not in the compiled region
-        self._mask = model.training_mask(n_data, self.device).prepare("flex" if self.device.type == "cuda" else "sdpa")
+        blocks = self.device.type == "cuda" and not config.model.attention_dropout
+        self._mask = model.training_mask(n_data, self.device).prepare("flex" if blocks else "sdpa")
         self.index_T = target_index(model, n_data, self.device)
         self._z: tuple[Tensor, Tensor] | None = None
         if config.model.use_aux_loss:

@@ -37,6 +37,7 @@ def attend(
     scale: float | None = None,
     bias: Tensor | None = None,
     score_mod: ScoreMod | None = None,
+    dropout: float = 0.0,
     backend: Backend | None = None,
     return_lse: bool = False,
     return_weights: bool = False,
@@ -47,6 +48,8 @@ def attend(
     query head h uses key head h // (Hq / Hkv). mask: None is Mask.full(). scale: None is 1 / sqrt(D). bias:
     broadcastable to (B, Hq, Tq, Tk), B = 1 when packed. score_mod: FlexAttention's elementwise (score, b, h,
     q_idx, kv_idx) -> score; make it with a module-level factory, so that compiled code recognises it.
+    dropout: probability with which each weight is dropped (and the others divided by 1 - dropout); pass 0 outside
+    training. From reference and, for rectangular batches, sdpa.
     backend: None lets `choose_backend` pick.
 
     Returns the output, shaped as q with v's last dimension and in q's dtype. With return_lse also the
@@ -62,6 +65,7 @@ def attend(
     asked: dict[str, Any] = {
         "bias": bias,
         "score_mod": score_mod,
+        "dropout": dropout,
         "return_lse": return_lse,
         "return_weights": return_weights,
     }
@@ -87,14 +91,14 @@ def attend(
         out = out.transpose(0, 1)[None]
         lse = None if lse is None else lse.T[None]
     elif backend == "sdpa":
-        out = backends.sdpa_attention(q, k, v, mask, scale, bias)
+        out = backends.sdpa_attention(q, k, v, mask, scale, bias, dropout)
     elif backend == "flex":
         score_mod = backends.with_bias(score_mod, bias)
         out, lse = backends.flex_attention(q, k, v, mask, scale, score_mod, return_lse)
     else:
         allowed = backends.dense_allowed(mask, q.size(2), q.device)
         score_mod = backends.with_bias(score_mod, bias)
-        out, lse, weights = backends.explicit_attention(q, k, v, allowed, scale, score_mod)
+        out, lse, weights = backends.explicit_attention(q, k, v, allowed, scale, score_mod, dropout=dropout)
 
     if packed:
         out = out[0].transpose(0, 1)
@@ -112,6 +116,7 @@ def choose_backend(
     *,
     bias: Tensor | None = None,
     score_mod: ScoreMod | None = None,
+    dropout: float = 0.0,
     return_lse: bool = False,
     return_weights: bool = False,
 ) -> Backend:
@@ -127,6 +132,7 @@ def choose_backend(
     asked: dict[str, Any] = {
         "bias": bias,
         "score_mod": score_mod,
+        "dropout": dropout,
         "return_lse": return_lse,
         "return_weights": return_weights,
     }
@@ -147,6 +153,7 @@ def _refusal(
     *,
     bias: Tensor | None,
     score_mod: ScoreMod | None,
+    dropout: float,
     return_lse: bool,
     return_weights: bool,
 ) -> str | None:
@@ -155,6 +162,8 @@ def _refusal(
         return f"unknown; use one of {', '.join(get_args(Backend))} or None"
     if backend == "reference":
         return None
+    if dropout and (backend != "sdpa" or _in_rows(q, mask)):
+        return "it drops no weights; for dropout use backend='reference', or 'sdpa' with a batch (B, H, T, D)"
     if return_weights:
         return "it never forms the weights; use backend='reference' for return_weights"
     if backend == "sdpa":

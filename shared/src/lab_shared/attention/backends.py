@@ -53,6 +53,7 @@ def explicit_attention(
     scale: float,
     score_mod: ScoreMod | None,
     index: tuple[Tensor, Tensor, Tensor] | None = None,
+    dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """softmax(score_mod(scale q k^T)) v with the scores written out, in float32 or better.
 
@@ -70,12 +71,12 @@ def explicit_attention(
         h = torch.arange(n_heads, device=q.device)[:, None, None]
         scores = score_mod(scores, index[0], h, index[1], index[2])
     if allowed is None:
-        weights = scores.softmax(-1)
+        weights = F.dropout(scores.softmax(-1), dropout)
         return (weights @ v.to(dtype)).to(q.dtype), scores.logsumexp(-1), weights
     # Rows that see nothing are computed as if they saw everything, then zeroed: no NaN in either direction.
     blind = ~allowed.any(-1, keepdim=True)
     scores = scores.masked_fill(~(allowed | blind), -torch.inf)
-    weights = scores.softmax(-1).masked_fill(blind, 0)
+    weights = F.dropout(scores.softmax(-1).masked_fill(blind, 0), dropout)
     lse = scores.logsumexp(-1).masked_fill(blind[..., 0], -torch.inf)
     return (weights @ v.to(dtype)).to(q.dtype), lse, weights
 
@@ -91,14 +92,19 @@ def dense_allowed(mask: Mask, n_tokens: int, device: torch.device) -> Tensor | N
     return torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=device).tril()
 
 
-def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, bias: Tensor | None) -> Tensor:
+def sdpa_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, bias: Tensor | None, dropout: float
+) -> Tensor:
     """F.scaled_dot_product_attention; any mask but full and causal (without bias) is written out."""
     if bias is None and mask.kind in ("full", "causal"):
         # The kernels that take a mask have no grouped heads on CUDA, nor does any on CPU: repeat them there.
         grouped = q.is_cuda and q.size(1) != k.size(1)
         if not grouped:
             k, v = repeat_heads(k, q.size(1)), repeat_heads(v, q.size(1))
-        return F.scaled_dot_product_attention(q, k, v, is_causal=mask.kind == "causal", scale=scale, enable_gqa=grouped)
+        causal = mask.kind == "causal"
+        return F.scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
+        )
     k, v = repeat_heads(k, q.size(1)), repeat_heads(v, q.size(1))
     allowed = dense_allowed(mask, q.size(2), q.device)
     blind = None
@@ -111,7 +117,7 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, bi
     else:
         bias = bias.to(q.dtype)
         attn_mask = bias if allowed is None else bias.masked_fill(~allowed, -torch.inf)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, scale=scale)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout, scale=scale)
     return out if blind is None else out.masked_fill(blind, 0)
 
 

@@ -55,7 +55,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         d = config.d_model
-        self.heads = config.heads
+        self.heads, self.dropout = config.heads, config.attention_dropout
         self.qk = nn.Linear(d, 2 * d, bias=False)
         # A constant value turned by gamma log q is the plain Landau sum, so turning values have a bias.
         self.v = nn.Linear(d, d, bias=config.values == "prime_rotary")
@@ -76,7 +76,8 @@ class Attention(nn.Module):
         if backend == "reference":
             out, weights = attend(q, k, v, mask, backend=backend, return_weights=True)
         else:
-            out = attend(q, k, v, mask, backend=backend)
+            dropout = self.dropout if self.training else 0.0
+            out = attend(q, k, v, mask, dropout=dropout, backend=backend)
         out_BTHC = out.transpose(1, 2)
         if rotary.value_BTHF2 is not None:
             out_BTHC = rotate(out_BTHC, rotary.value_BTHF2)
