@@ -12,12 +12,19 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITES = {
     "attention": ([sys.executable, "tools/bench_attention.py"], "shared/results/bench/attention"),
     "optim": ([sys.executable, "tools/bench_optim.py"], "shared/results/bench/optim"),
     "iceaggr": ([sys.executable, "-m", "iceaggr", "bench"], "packages/iceaggr/results/bench/iceaggr"),
+    "rh-memory": ([sys.executable, "-m", "rh_memory", "bench"], "packages/rh_memory/results/bench/rh-memory"),
+    "attn-clustering": (
+        [sys.executable, "-m", "attn_clustering", "bench"],
+        "packages/attn_clustering/results/bench/attn-clustering",
+    ),
+    "gauge-attn": ([sys.executable, "-m", "gauge_attn", "bench"], "packages/gauge_attn/results/bench/gauge-attn"),
 }
 
 
@@ -53,16 +60,22 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def compare(before: dict, now: dict) -> None:
+def compare(before: Any, now: Any) -> None:
     """Print every rate that both records hold, and their ratio."""
     old, new = rates(before), rates(now)
     for name in old.keys() & new.keys():
         print(f"  {name:40} {new[name]:14,.0f}   last record {old[name]:14,.0f}   x{new[name] / old[name]:.2f}")
 
 
-def rates(record: dict) -> dict[str, float]:
-    """Stage -> events per second of a record with such rows."""
-    return {row["stage"]: row["events_per_s"] for row in record.get("rows", []) if "events_per_s" in row}
+def rates(record: Any) -> dict[str, float]:
+    """Row -> its first rate, of a record that is a list of rows or holds one under "rows"."""
+    rows = record if isinstance(record, list) else record.get("rows", [])
+    found = {}
+    for row in rows:
+        rate = next((value for key, value in row.items() if key.endswith("_per_s") and value), None)
+        if rate is not None:
+            found[row.get("stage") or row["name"]] = rate
+    return found
 
 
 if __name__ == "__main__":
