@@ -10,6 +10,9 @@ NPROC ?= 1
 PACKAGES := iceaggr attn_clustering gauge_attn rh_memory
 UV := $(or $(shell command -v uv 2>/dev/null),$(CURDIR)/.uv/bin/uv)
 RUN := $(UV) run --locked
+# A process per core, each with one thread: most tests are too small for more.
+PYTEST := pytest -q -n auto
+test test-% isolated slow: export OMP_NUM_THREADS := 1
 
 help:  ## this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 22
@@ -39,18 +42,18 @@ imports: setup  ## import contracts: packages -> lab_shared, never sideways
 	$(RUN) lint-imports
 
 test: setup  ## the fast test suite of everything
-	$(RUN) pytest -q $(ARGS)
+	$(RUN) $(PYTEST) $(ARGS)
 
 test-%: setup  ## one package's fast tests: test-iceaggr, test-shared, ...
-	$(RUN) pytest -q $(if $(filter shared tools,$*),$*/tests,packages/$(subst -,_,$*)/tests) $(ARGS)
+	$(RUN) $(PYTEST) $(if $(filter shared tools,$*),$*/tests,packages/$(subst -,_,$*)/tests) $(ARGS)
 
 isolated: | $(UV)  ## each package's tests in an environment with only its declared dependencies
 	@set -e; for p in shared $(addprefix packages/,$(PACKAGES)); do \
 	  name=$$(sed -n 's/^name = "\(.*\)"/\1/p' $$p/pyproject.toml | head -1); echo "== $$name alone"; \
-	  $(UV) run --locked --isolated --package $$name pytest -q $$p/tests; done
+	  $(UV) run --locked --isolated --package $$name $(PYTEST) $$p/tests; done
 
 slow: setup  ## the slow tests
-	$(RUN) pytest -q -m slow $(ARGS)
+	$(RUN) $(PYTEST) -m slow $(ARGS)
 
 gpu: setup  ## the tests that need a CUDA device
 	$(RUN) pytest -q -m gpu $(ARGS)

@@ -32,3 +32,9 @@ def zeros_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def zeros(zeros_file: Path) -> Zeros:
     return load(zeros_file)
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where slow tests keep the baselines on those zeros, made by whichever comes first."""
+    return tmp_path_factory.mktemp("data")

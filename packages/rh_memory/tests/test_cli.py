@@ -1,8 +1,8 @@
 """The command as a user types it: help at once, fixed exit codes, presets and overrides that arrive."""
 
 import json
+import os
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -31,19 +31,18 @@ def test_help_lists_every_command(capsys):
         assert stop.value.code == 0
 
 
-def test_help_answers_at_once():
-    """Processor time, because a busy machine says nothing about the command."""
-    argv = [sys.executable, "-m", "rh_memory", "--help"]
-    subprocess.run(argv, check=True, capture_output=True)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(argv, check=True, capture_output=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
-
-
-def test_the_command_alone_imports_no_torch():
-    code = "import sys, rh_memory.cli as c; c._parser(); assert not {'torch', 'numpy', 'tyro'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_help_answers_at_once_and_imports_nothing_heavy():
+    argv = [sys.executable, "-X", "importtime", "-m", "rh_memory", "--help"]
+    times = []
+    for _ in range(3):
+        before = os.times()
+        done = subprocess.run(argv, check=True, capture_output=True, text=True)
+        after = os.times()  # processor time: the wall's depends on what else runs
+        times.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    assert min(times) < 0.5
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert "rh_memory.cli" in imported
+    assert not {"torch", "numpy", "tyro"} & imported
 
 
 def test_presets_arrive_with_their_overrides(tmp_path):
@@ -109,22 +108,20 @@ TINY = [
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_bits_and_reports(tmp_path):
-    """Everything at once: zeros, training, kill -9, resume, evaluation, report."""
-    zeros = tmp_path / "zeros.npy"
-    assert main(["zeros", "--count", "60000", "--out", str(zeros), "--device", "cpu"]) == 0
+def test_a_killed_run_resumes_to_the_same_bits_and_reports(zeros_file, data_folder, tmp_path, capsys):
+    """Everything at once: training on a file of zeros, kill -9 of the command, resume, evaluation, report."""
 
     def argv(out):
-        return [sys.executable, "-m", "rh_memory", "train", "explicit-small", *TINY,
-                "--data.file", str(zeros), "--out", str(out)]  # fmt: skip
+        data = ["--data.file", str(zeros_file), "--data.folder", str(data_folder)]
+        return ["train", "explicit-small", *TINY, *data, "--out", str(out)]
 
-    whole = subprocess.run(argv(tmp_path / "whole"), capture_output=True, text=True, timeout=600, check=False)
-    assert whole.returncode == 0, whole.stderr[-3000:]
-    assert "iid marginal" in whole.stdout
+    assert main(argv(tmp_path / "whole")) == 0
+    assert "iid marginal" in capsys.readouterr().out
     assert (tmp_path / "whole" / "report.html").exists()
+    command = [sys.executable, "-m", "rh_memory", *argv(tmp_path / "part")]
     checkpoints = tmp_path / "part" / "checkpoints"
     deadline = time.monotonic() + 120
-    with subprocess.Popen(argv(tmp_path / "part"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as part:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as part:
         while not list(checkpoints.glob("step_*.safetensors")) and time.monotonic() < deadline:
             time.sleep(0.005)
         part.kill()

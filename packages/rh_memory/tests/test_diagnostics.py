@@ -161,7 +161,7 @@ def test_e4_verdict_and_seeds_table():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("memory", ["postfix", "prefix"])
-def test_a_run_is_diagnosed_and_reported(tmp_path, memory, capsys, monkeypatch):
+def test_a_run_is_diagnosed_and_reported(zeros_file, tmp_path, memory, capsys, monkeypatch):
     """On the first 20,000 zeros."""
     small = diagnostics.Size(64, 4, 10, 1, 4, 64)
     monkeypatch.setattr(diagnostics.Size, "for_device", lambda device, windows=None: small)
@@ -172,7 +172,7 @@ def test_a_run_is_diagnosed_and_reported(tmp_path, memory, capsys, monkeypatch):
     config = replace(
         EXPLICIT_SMALL,
         model=ModelConfig(memory=memory, **TINY, **options),
-        data=DataConfig(zeros=20_000, folder=str(tmp_path)),
+        data=DataConfig(file=str(zeros_file), folder=str(tmp_path)),
     )
     (run / "config.json").write_text(to_json(config))
     save_weights(run / "weights.safetensors", build_model(config.model))

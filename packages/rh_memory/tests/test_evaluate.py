@@ -48,7 +48,7 @@ def test_report_of_an_unevaluated_run_names_what_is_missing(tmp_path):
 
 @pytest.mark.slow
 def test_gue_run_is_scored_beside_the_baselines_without_heights(tmp_path, capsys):
-    run = _run(tmp_path / "gue", DataConfig(source="gue", zeros=30_720, folder=str(tmp_path)), context=64)
+    run = _run(tmp_path / "gue", DataConfig(source="gue", zeros=20_480, folder=str(tmp_path)), context=64)
     result = evaluate.main(run, json=True, device="cpu")
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(result))
     known = {row["name"]: row["nll_last"]["value"] for row in result["baselines"]["rows"]}
@@ -64,9 +64,9 @@ def test_gue_run_is_scored_beside_the_baselines_without_heights(tmp_path, capsys
 
 
 @pytest.mark.slow
-def test_zeta_run_gets_scores_physics_and_a_report(tmp_path):
+def test_zeta_run_gets_scores_physics_and_a_report(zeros_file, data_folder, tmp_path):
     options = {"inputs": "height", "values": "prime_rotary", "context": 64}
-    run = _run(tmp_path / "zeta", DataConfig(zeros=30_000, folder=str(tmp_path)), **options)
+    run = _run(tmp_path / "zeta", DataConfig(file=str(zeros_file), folder=str(data_folder)), **options)
     result = evaluate.evaluate(run, device="cpu")
     assert result["nll_last_minus"]["prime phases"]["value"] > 0  # untrained
     assert "better" in evaluate.table(result)

@@ -75,7 +75,7 @@ def test_a_part_of_another_count_is_not_continued(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_resumes_after_kill_9(tmp_path):
     out = tmp_path / "z.npy"
-    call = f"from rh_memory.zeros.generate import main; main(60_000, {str(out)!r}, 'cpu', zeros_per_chunk=4000)"
+    call = f"from rh_memory.zeros.generate import main; main(30_000, {str(out)!r}, 'cpu', zeros_per_chunk=2000)"
     child = subprocess.Popen([sys.executable, "-c", call], stderr=subprocess.DEVNULL)
     state = tmp_path / ".z.npy.part.json"
     while not state.exists() and child.poll() is None:
@@ -85,8 +85,8 @@ def test_resumes_after_kill_9(tmp_path):
     assert state.exists()
     before = len(json.loads(state.read_text())["chunks"])
     assert 0 < before < 15
-    main(60_000, out, "cpu", zeros_per_chunk=4000)
-    main(60_000, tmp_path / "whole.npy", "cpu", zeros_per_chunk=4000)
+    main(30_000, out, "cpu", zeros_per_chunk=2000)
+    main(30_000, tmp_path / "whole.npy", "cpu", zeros_per_chunk=2000)
     assert out.read_bytes() == (tmp_path / "whole.npy").read_bytes()
 
 

@@ -91,7 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--source", choices=["zeta", "shuffled", "gue"], default="zeta", help="other data are controls")
     sub.add_argument("--steps", type=_positive, metavar="N", help="instead of the preset's")
     sub.add_argument("--out", type=Path, default=Path("runs/rh-memory/sweep"), metavar="DIR")
-    sub.add_argument("--workers", type=_positive, metavar="N", help="runs at a time; default: one per GPU, else one")
+    sub.add_argument("--engine", choices=("local", "ray"), default="local")
+    sub.add_argument("--address", help="Ray cluster; default: a new one on this machine")
+    sub.add_argument("--workers", type=_positive, metavar="N", help="runs at a time; default: GPUs / gpus-per-job")
+    sub.add_argument("--gpus-per-job", type=float, default=1.0, metavar="F", help="a fraction shares one GPU")
 
     sub = add("bench", _bench, "Measure training: windows and targets per second of every preset.")
     sub.add_argument("presets", nargs="*", metavar="PRESET", help="default: those that suit the device")
@@ -168,7 +171,8 @@ def _report(args: argparse.Namespace) -> None:
 def _sweep(args: argparse.Namespace) -> None:
     from rh_memory.sweep import sweep
 
-    print(sweep(args.presets, args.seeds, args.out, source=args.source, steps=args.steps, workers=args.workers))
+    where = {name: getattr(args, name) for name in ("engine", "address", "workers", "gpus_per_job")}
+    print(sweep(args.presets, args.seeds, args.out, source=args.source, steps=args.steps, **where))
 
 
 def _bench(args: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lab_shared.sweep import Job, run_jobs
+from lab_shared.sweep import Engine, Job, run_jobs
 
 from rh_memory.config import PRESETS
 from rh_memory.train import resume, train
@@ -39,7 +39,10 @@ def sweep(
     *,
     source: str = "zeta",
     steps: int | None = None,
+    engine: Engine = "local",
+    address: str | None = None,
     workers: int | None = None,
+    gpus_per_job: float = 1.0,
 ) -> str:
     """Train each preset with each seed under `out`, skipping what is done; returns the table of scores.
 
@@ -51,7 +54,7 @@ def sweep(
         Job(name, train_job, {"preset": preset, "seed": seed, "source": source, "steps": steps})
         for (preset, seed), name in names.items()
     ]
-    done = run_jobs(jobs, out, workers=workers)
+    done = run_jobs(jobs, out, engine=engine, address=address, workers=workers, gpus_per_job=gpus_per_job)
     rows = {preset: [done[names[preset, seed]] for seed in seeds] for preset in presets}
     return table(rows, seeds)
 
