@@ -10,8 +10,8 @@ NPROC ?= 1
 PACKAGES := iceaggr attn_clustering gauge_attn rh_memory
 UV := $(or $(shell command -v uv 2>/dev/null),$(CURDIR)/.uv/bin/uv)
 RUN := $(UV) run --locked
-# A process per core, each with one thread: most tests are too small for more.
-PYTEST := pytest -q -n auto
+# A process per core, each with one thread as most tests are too small for more; files stay whole for their fixtures.
+PYTEST := pytest -q -n auto --dist loadfile
 test test-% isolated slow: export OMP_NUM_THREADS := 1
 
 help:  ## this list

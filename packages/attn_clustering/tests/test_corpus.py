@@ -200,7 +200,7 @@ def test_textbooks_end_to_end(real_documents, tmp_path, tokenizers, embedder):
     )
     out = corpus.prepare(config, tmp_path / "out")
     pools = [np.load(out / f"{split}.pool.npy") for split in ("train", "val")]
-    train, val = ({tuple(pool[i : i + 50]) for i in range(len(pool) - 49)} for pool in pools)
+    train, val = ({pool[i : i + 50].tobytes() for i in range(len(pool) - 49)} for pool in pools)
     assert len(train) > 20_000
     assert not train & val
     found = levels.corpus_levels(out, n_sequences=32)

@@ -95,7 +95,7 @@ def test_closed_forms_match_monte_carlo(kind, small):
     """H(next | previous, topic) and the unigram entropies against -ln p of sampled tokens."""
     config = small[kind]
     data = languages.sample(config, 0, 4_000)
-    found = levels.levels(config, n_sequences=1_000)
+    found = levels.levels(config, n_sequences=16)
     truth = data.topics_NT.long()[..., None]
     known = -languages.emissions(config, data.tokens_NT).gather(2, truth)[:, 1:].log().mean().item()
     assert found.known_topic.value == pytest.approx(known, abs=0.005)
@@ -109,11 +109,11 @@ def test_closed_forms_match_monte_carlo(kind, small):
 
 def test_control_variate_leaves_the_floor_where_it_is(small):
     config = small["dirichlet"]
-    found = levels.levels(config, n_sequences=800)
+    found = levels.levels(config, n_sequences=400)
     plain = (
-        filters.bayes_filter(config, languages.sample(config, 0, 800, split="val").tokens_NT).loss_NT[:, 1:].mean(dim=1)
+        filters.bayes_filter(config, languages.sample(config, 0, 400, split="val").tokens_NT).loss_NT[:, 1:].mean(dim=1)
     )
-    se = float(plain.std() / math.sqrt(800))
+    se = float(plain.std() / math.sqrt(400))
     assert abs(found.bayes_floor.value - float(plain.mean())) < 4 * se
     assert found.bayes_floor.se < se / 2
 
@@ -159,7 +159,7 @@ def test_permutation_closed_form():
 )
 def test_permutation_table(permutations, shared, known, floor, ceiling):
     config = replace(CONTROLLED, permutations=permutations, shared=shared)
-    found = levels.levels(config, n_sequences=128)
+    found = levels.levels(config, n_sequences=64)
     assert found.known_topic.value == pytest.approx(known, abs=0.002)
     # The reference used a constant hazard, an upper bound on the exact filter.
     assert floor - 0.015 < found.bayes_floor.value < floor
@@ -170,8 +170,8 @@ def test_permutation_table(permutations, shared, known, floor, ceiling):
 @pytest.mark.parametrize(
     ("config", "unigram", "bag", "floor", "known", "accuracies", "n"),
     [
-        (RUN1, 8.317, 8.036, 7.310, 7.282, (0.555, 0.960, 0.988), 384),
-        (SANITY, 6.227, 5.274, 4.534, 4.49, (0.980, 0.994, 0.997), 512),
+        (RUN1, 8.317, 8.036, 7.310, 7.282, (0.555, 0.960, 0.988), 256),
+        (SANITY, 6.227, 5.274, 4.534, 4.49, (0.980, 0.994, 0.997), 256),
     ],
     ids=["faithful-v1", "sanity"],
 )

@@ -1,6 +1,7 @@
 """The list of jobs of an experiment, and a tiny matrix run twice."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -92,8 +93,24 @@ def test_a_job_killed_after_training_only_analyses(tmp_path, quiet, monkeypatch)
 
 
 @pytest.mark.slow
-def test_the_smoke_matrix_ends_in_a_report(tmp_path):
-    text = matrix.run_matrix(EXPERIMENTS["smoke"][1], tmp_path / "m", workers=1)
+def test_a_matrix_ends_in_a_report(tmp_path):
+    """The smoke experiment with one attention variant, shorter runs and fewer sequences; nothing is replaced."""
+    smoke = EXPERIMENTS["smoke"][1]
+    experiment = replace(
+        smoke,
+        attentions=("gqa",),
+        data=replace(smoke.data, language=replace(smoke.data.language, train_sequences=320, val_sequences=96)),
+        optim=replace(smoke.optim, steps=20, warmup=2, eval_every=20, eval_sequences=32),
+    )
+    text = matrix.run_matrix(experiment, tmp_path / "m", workers=1)
     report = tmp_path / "m" / "report.html"
     assert str(report) in text
-    assert report.stat().st_size > 10_000
+    page = report.read_text()
+    for job in matrix.jobs(experiment):
+        assert (tmp_path / "m" / job.name / "analysis" / "analysis.json").exists()
+        assert job.name in page
+    assert len(page) < 5_000_000
+    assert not re.search(r'(src|href)="https?:|url\(https?:|<script', page)
+    drawn = list((tmp_path / "m" / "figures").glob("*.png"))
+    assert len(drawn) == page.count("<svg") == 9
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)

@@ -211,23 +211,29 @@ def run_config(name, made_up_file, **changes):
     return replace(CASES[name], data=data, wandb="disabled", **{**short, **changes})
 
 
+class Unplugged(Exception):
+    pass
+
+
+def unplug(monkeypatch, at):
+    """Training ends in the middle of step `at`."""
+    whole_step = Objective.__call__
+
+    def until(self, batch, step):
+        if step == at:
+            raise Unplugged
+        return whole_step(self, batch, step)
+
+    monkeypatch.setattr(Objective, "__call__", until)
+
+
 @pytest.mark.parametrize("name", ["e2", "e5"])
 def test_stopped_and_resumed_is_bit_identical(name, made_up_file, tmp_path, no_report, monkeypatch):
     config = run_config(name, made_up_file)
     assert train_module.train(config, tmp_path / "whole") == "done"
 
-    class Unplugged(Exception):
-        pass
-
-    whole_step = Objective.__call__
-
-    def until_12(self, batch, step):
-        if step == 12:
-            raise Unplugged
-        return whole_step(self, batch, step)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Objective, "__call__", until_12)
+        unplug(patch, at=12)
         with pytest.raises(Unplugged):
             train_module.train(config, tmp_path / "part")
     assert train_module.resume(tmp_path / "part") == "done"
@@ -241,11 +247,20 @@ def test_stopped_and_resumed_is_bit_identical(name, made_up_file, tmp_path, no_r
     assert {"nll", "nll_last", "plateau"} <= lines[0][0].keys()
 
 
-def test_early_stopping_keeps_the_best_weights(made_up_file, tmp_path, no_report):
-    """At rate 0 nothing improves after the first look, and patience counts optimiser steps."""
-    config = run_config("explicit", made_up_file, early_stop=True, patience=4, steps=40, eval_every=2)
+@pytest.mark.parametrize("resumed", [False, True])
+def test_early_stopping_keeps_the_best_weights(resumed, made_up_file, tmp_path, no_report, monkeypatch):
+    """At rate 0 nothing improves after the first look, and patience counts optimiser steps, also over a restart."""
+    short = {"patience": 4, "steps": 40, "eval_every": 2, "checkpoint_every": 3}
+    config = run_config("explicit", made_up_file, early_stop=True, **short)
     config = replace(config, optim=replace(config.optim, lr=0.0))
-    train_module.train(config, tmp_path / "run")
+    if resumed:
+        with monkeypatch.context() as patch:
+            unplug(patch, at=4)
+            with pytest.raises(Unplugged):
+                train_module.train(config, tmp_path / "run")
+        train_module.resume(tmp_path / "run")
+    else:
+        train_module.train(config, tmp_path / "run")
     looks = [record["step"] for record in read_metrics(tmp_path / "run", "val")]
     assert looks == [2, 4, 6]
     best, final = (tmp_path / "run" / f"{name}.safetensors" for name in ("best", "weights"))
