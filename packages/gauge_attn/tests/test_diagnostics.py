@@ -6,18 +6,15 @@ from gauge_attn import Irreps, diagnostics
 from gauge_attn.attention import prepare
 from gauge_attn.diagnostics import (
     alignment_loss,
-    averaged_line,
     diversity,
-    diversity_line,
     head_figures,
-    head_line,
     kl_statistics,
     prepare_irreps,
     row_std_onehot,
     row_std_uniform,
     sharpness,
-    verdict,
 )
+from gauge_attn.printed import averaged_line, diversity_line, head_line, verdict
 from gauge_attn.reference import dense_kl_attention
 from gauge_attn.so3 import frames_for, rope_frames
 from lab_shared.testing import assert_parity

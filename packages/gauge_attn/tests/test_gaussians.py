@@ -67,6 +67,17 @@ def test_svec_is_an_isometry_with_its_inverse(d, seed):
     assert_parity(unsvec(svec(a), d), a, atol=1e-14)
 
 
+def test_the_route_without_tf32_leads_to_the_same_features_under_autocast_too(monkeypatch, beliefs):
+    x = beliefs(2, dtype=torch.float32)
+    here = features(x.mu, x.sigma, x.frames, Centre())
+    with monkeypatch.context() as patch:  # what float32 does on CUDA
+        patch.setattr("gauge_attn.tables._could_be_tf32", lambda a: a.dtype == torch.float32)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            there = features(x.mu, x.sigma, x.frames, Centre())
+    for a, b in zip(here, there, strict=True):
+        assert_parity(a, b, atol=1e-5, rtol=1e-5)
+
+
 def test_divergence_of_equal_beliefs_is_zero_and_of_two_scalars_the_textbook_value():
     mean, cov = torch.randn(3, 5, dtype=F64), torch.eye(5, dtype=F64).expand(3, 5, 5) * 0.7
     assert_parity(kl_divergence(mean, cov, mean, cov), torch.zeros(3, dtype=F64), atol=1e-14)

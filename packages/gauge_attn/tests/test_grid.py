@@ -144,3 +144,13 @@ def test_smoke_grid_runs_resumes_and_reports(tmp_path, monkeypatch):
     monkeypatch.setattr(grid, "noise_control", None)  # a second training would fail on it
     again = grid.run_grid("smoke", tmp_path, steps=3, workers=1)
     assert again["runs"] == saved["runs"]
+
+
+def test_runs_that_share_a_gpu_are_not_compiled(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "7")
+    monkeypatch.setattr("lab_shared.sweep.run_jobs", lambda jobs, *_, **__: asked.append(jobs) or {})
+    for options in ({"gpus_per_job": 0.1}, {"gpus_per_job": 0.1, "compile": True}, {}):
+        with pytest.raises(KeyError):  # there are no summaries
+            grid.run_grid("smoke", tmp_path, **options)
+    assert [jobs[0].kwargs["config"]["compile"] for jobs in asked] == [False, True, None]

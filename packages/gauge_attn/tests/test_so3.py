@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 from gauge_attn.irreps import Irreps
-from gauge_attn.so3 import compose, frames, frames_for, frames_upto, generators, matmul, rope_frames, rotation
+from gauge_attn.so3 import compose, frames, frames_for, frames_upto, generators, rope_frames, rotation
+from gauge_attn.tables import matmul
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lab_shared.testing import assert_parity

@@ -26,7 +26,7 @@ from torch import Tensor
 from gauge_attn.gaussians import Centre, features, mixture_covariance, mixture_mean
 from gauge_attn.irreps import Irreps
 from gauge_attn.kernel import FeatureCache, Precision, mix
-from gauge_attn.so3 import matmul
+from gauge_attn.tables import matmul
 
 
 class Attended(NamedTuple):

@@ -8,15 +8,15 @@ launched from Python. On CPU nothing is compiled.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lab_shared.attention import Mask, attend
 from lab_shared.bench import environment, measure
-from lab_shared.files import atomic_write
-from lab_shared.progress import Counter
+from lab_shared.files import atomic_write, make_folder
 from torch import Tensor
 
 from gauge_attn.attention import kl_attention, kl_attention_irreps, prepare
@@ -46,64 +46,69 @@ Row = dict[str, Any]
 
 
 def main(device: torch.device | str, out: Path | None = None, quick: bool = False) -> list[Row]:
-    """Run every section, print the table, write {"environment", "label", "rows"} to `out`; returns the rows."""
+    """Run every section, print each row when it is done and the tables at the end; returns the rows.
+
+    {"environment", "label", "rows"} is written to `out` after every section.
+    """
     device = torch.device(device)
     gpu = device.type == "cuda"
     lengths = ([512, 1024, 4096] if gpu else [128, 256, 512]) if not quick else [32, 64]
     long = [1024, 2048, 4096, 8192, 16384] if gpu else [1024, 2048, 4096]
-    sections: list[Callable[[], list[Row]]] = [
+    sections: list[Callable[[], Iterable[Row]]] = [
         lambda: speed(lengths, device, n_batch=8 if gpu else 1, dense_limit=1024 if gpu else 512),
         lambda: memory(long if not quick else [128, 256], device),
         lambda: specs(device, n_batch=8 if gpu else 1, n_tokens=(1024 if gpu else 256) if not quick else 64),
         lambda: precision_table(device, n_tokens=256 if not quick else 64),
     ]
     rows: list[Row] = []
-    with Counter("benchmark", len(sections), "sections") as counter:
-        for done, section in enumerate(sections):
-            rows += section()
-            counter.show(done + 1)
-    print(table(rows))
-    if out is not None:
-        record = {"environment": environment(device), "label": "generated data", "rows": rows}
-        atomic_write(out, json.dumps(record, indent=1) + "\n")
+    for section in sections:
+        for row in section():
+            print("  ".join(f"{name} {_cell(value)}" for name, value in row.items()), flush=True)
+            rows.append(row)
+        if out is not None:
+            record = {"environment": environment(device), "label": "generated data", "rows": rows}
+            make_folder(out.parent)
+            atomic_write(out, json.dumps(record, indent=1) + "\n")
+    print(f"\n{table(rows)}")
     return rows
 
 
-def speed(lengths: Sequence[int], device: torch.device, *, n_batch: int, dense_limit: int) -> list[Row]:
+def speed(lengths: Sequence[int], device: torch.device, *, n_batch: int, dense_limit: int) -> Iterator[Row]:
     """Exact features, plain attention of the same padded width and the dense reference, by N: l = 2, 4 heads."""
-    rows = []
+    width = 24 if device.type == "cuda" else 21
     for n in lengths:
         beliefs = _beliefs(n_batch, n, device)
-        width = 24 if device.type == "cuda" else 21
         plain = tuple(torch.randn(n_batch, HEADS, n, width, device=device, requires_grad=True) for _ in range(3))
-        rows.append(_timed("features, mean", _mean_of_features, beliefs, n=n))
-        rows.append(_timed("features, mean and covariance", _moments_of_features, beliefs, n=n))
-        rows.append(_timed(f"plain attention of width {width}", _plain_attention, plain, n=n))
+        cases: list[tuple[str, Callable[..., Tensor], tuple[Tensor, ...], bool]] = [
+            ("features, mean", _mean_of_features, beliefs, False),
+            ("features, mean and covariance", _moments_of_features, beliefs, False),
+            (f"plain attention of width {width}", _plain_attention, plain, False),
+        ]
         if n <= dense_limit:
-            rows.append(_timed("dense reference, diagonal approximation", _dense_diagonal, beliefs, n=n, few=True))
+            cases.append(("dense reference, diagonal approximation", _dense_diagonal, beliefs, True))
             if device.type == "cpu" and n <= 256:  # minutes beyond
-                rows.append(_timed("dense reference, full covariance", _dense_full, beliefs, n=n, few=True))
-        base = next(row for row in rows if row["n"] == n)
-        for row in rows:
-            if row["n"] == n:
-                row["times features"] = row["ms"] / base["ms"]
-    return [{"section": "speed", **row} for row in rows]
+                cases.append(("dense reference, full covariance", _dense_full, beliefs, True))
+        base: float | None = None
+        for name, function, leaves, few in cases:
+            row = _timed("speed", name, function, leaves, n=n, few=few)
+            base = row["ms"] if base is None else base
+            yield row | {"times features": row["ms"] / base}
 
 
-def memory(lengths: Sequence[int], device: torch.device) -> list[Row]:
+def memory(lengths: Sequence[int], device: torch.device) -> Iterator[Row]:
     """Peak memory of forward and backward by N (one batch element); on CPU only time, as it counts no memory."""
-    rows: list[Row] = []
+    before = None
     for n in lengths:
-        row = _timed("features, mean and covariance", _moments_of_features, _beliefs(1, n, device), n=n, few=True)
-        if rows and "peak MB" in row:
-            row["growth"] = row["peak MB"] / rows[-1]["peak MB"]
-        rows.append(row)
-    return [{"section": "memory", **row} for row in rows]
+        leaves = _beliefs(1, n, device)
+        row = _timed("memory", "features, mean and covariance", _moments_of_features, leaves, n=n, few=True)
+        if before is not None and "peak MB" in row:
+            row["growth"] = row["peak MB"] / before
+        before = row.get("peak MB")
+        yield row
 
 
-def specs(device: torch.device, *, n_batch: int, n_tokens: int) -> list[Row]:
+def specs(device: torch.device, *, n_batch: int, n_tokens: int) -> Iterator[Row]:
     """Whole layouts of K = 64, 108 and 128 components."""
-    rows = []
     for k, spec in SPECS.items():
         irreps = Irreps(spec)
         generator = torch.Generator().manual_seed(0)
@@ -117,8 +122,7 @@ def specs(device: torch.device, *, n_batch: int, n_tokens: int) -> list[Row]:
             assert done.variance is not None
             return done.mean.sum() + done.variance.sum()
 
-        rows.append(_timed(f"K={k} {spec}", step, leaves, n=n_tokens))
-    return [{"section": "layouts", **row} for row in rows]
+        yield _timed("layouts", f"K={k} {spec}", step, leaves, n=n_tokens)
 
 
 @torch.no_grad()
@@ -199,20 +203,33 @@ def _dense_full(mu: Tensor, log_sigma: Tensor, phi: Tensor) -> Tensor:
     return dense_kl_attention(mu, log_sigma.exp(), frames(phi, L), KAPPA, mean_only=True).mean.sum()
 
 
-def _timed(name: str, function: Callable[..., Tensor], leaves: tuple[Tensor, ...], *, n: int, few: bool = False) -> Row:
-    """Median ms of forward and backward, and the peak of memory above the leaves."""
+def _timed(
+    section: str,
+    name: str,
+    function: Callable[..., Tensor],
+    leaves: tuple[Tensor, ...],
+    *,
+    n: int,
+    few: bool = False,
+) -> Row:
+    """Median ms of forward and backward, and the peak of memory above the leaves; on CUDA also the seconds that the
+    first call took, most of them in the compiler."""
     device = leaves[0].device
-    row: Row = {"name": name, "n": n}
+    row: Row = {"section": section, "name": name, "n": n}
     if device.type != "cuda":
         timing = measure(lambda: torch.autograd.grad(function(*leaves), leaves), repeats=3 if few else 7, warmup=1)
         return row | {"ms": 1e3 * timing["median_s"]}
-    function(*leaves)  # fills the tables of the frames, which a compiled function only reads
+    function(*leaves)  # makes the constant tables, which a compiled function only reads
     fast = compiled(function)
 
     def step() -> tuple[Tensor, ...]:
         return torch.autograd.grad(fast(*leaves), leaves)
 
     with torch.cuda.device(device):
+        started = time.perf_counter()
+        step()
+        torch.cuda.synchronize()
+        row["compile s"] = time.perf_counter() - started
         host = measure(step, repeats=5 if few else 20, device=device)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -75,6 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--address", metavar="HOST:PORT", help="ray: a running cluster; default: a new one here")
     sub.add_argument("--workers", type=_positive, metavar="N", help="runs at once")
     sub.add_argument("--gpus-per-job", type=float, default=1.0, metavar="X", help="0.1 puts ten runs on a GPU")
+    sub.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="torch.compile the models; default: on a GPU of their own, for runs of 2000 steps or more",
+    )
     sub.add_argument("--list", action="store_true", help="print the runs and do nothing")
     _json_flag(sub)
 
@@ -205,6 +211,7 @@ def _grid(args: argparse.Namespace) -> None:
         address=args.address,
         workers=args.workers,
         gpus_per_job=args.gpus_per_job,
+        compile=args.compile,
         only_list=args.list,
     )
     _print(result.pop("text"), result, args.json)

@@ -135,7 +135,7 @@ class TrainConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast type of projections and readout; auto is bfloat16 on a GPU. KL logits stay in float32."""
     compile: bool | None = None
-    """torch.compile the model; None compiles on a GPU only."""
+    """torch.compile the model; None compiles on a GPU for runs of 2000 steps or more."""
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 500

@@ -9,8 +9,8 @@ With F_i(kappa) = log sum_j exp(-KL_ij/kappa) and <KL>_i = sum_j beta_ij KL_ij (
 
 row_std is the population standard deviation of row i over all keys but i, future keys (weight 0) included, averaged
 over rows. It depends on N: `row_std_uniform` and `row_std_onehot` are its values for attention that spreads evenly
-over the past and for attention that sees one key; from N = 99 on not even the latter exceeds the 0.10 that `verdict`
-calls sharp. ALiBi is an additional energy kappa * slope * (i - j).
+over the past and for attention that sees one key; from N = 99 on not even the latter exceeds the 0.10 that
+`printed.verdict` calls sharp. ALiBi is an additional energy kappa * slope * (i - j).
 
 Shape suffixes: B batch, H heads, N tokens, d = 2l+1, F features, K all components.
 """
@@ -30,7 +30,6 @@ from gauge_attn.gaussians import Centre
 from gauge_attn.irreps import Irreps
 from gauge_attn.kernel import mix
 
-SHARP, MEDIUM = 0.10, 0.05
 _CHUNK = 256
 
 
@@ -260,33 +259,9 @@ def row_std_onehot(n: int, causal: bool = True) -> float:
     return rows * sqrt(1 / (n - 1) - 1 / (n - 1) ** 2)
 
 
-def verdict(row_std: float) -> str:
-    """The seed's label: SHARP above 0.10, MEDIUM above 0.05, else UNIFORM; not comparable between lengths."""
-    return "✓SHARP" if row_std > SHARP else "⚠MEDIUM" if row_std > MEDIUM else "❌UNIFORM"
-
-
-def head_line(head: int, label: str, row_std: float, n: int | None = None) -> str:
-    """`Head 8 (ℓ2): row_std=0.0684 [⚠MEDIUM]`, and with n the two baselines behind it."""
-    line = f"Head {head} ({label}): row_std={row_std:.4f} [{verdict(row_std)}]"
-    return line if n is None else f"{line}  {baselines(n)}"
-
-
-def averaged_line(row_stds: Iterable[float], n: int | None = None) -> str:
-    """The mean over heads in the form of `head_line`."""
-    values = list(row_stds)
-    mean = sum(values) / len(values)
-    line = f"Averaged: row_std={mean:.4f} [{verdict(mean)}]"
-    return line if n is None else f"{line}  {baselines(n)}"
-
-
-def baselines(n: int) -> str:
-    """`(N=64: uniform 0.0217, one-hot 0.1230)`"""
-    return f"(N={n}: uniform {row_std_uniform(n):.4f}, one-hot {row_std_onehot(n):.4f})"
-
-
 @torch.no_grad()
 def diversity(mu_NK: Tensor, sigma_NK: Tensor, phi_N3: Tensor, kl: KLStatistics) -> dict[str, float]:
-    """The numbers of `diversity_line` for one sequence of embeddings, before any attention.
+    """The numbers of `printed.diversity_line` for one sequence of embeddings, before any attention.
 
     mu_dist: mean |mu_i - mu_j| over i != j and all K components. phi_std: unbiased standard deviation over positions,
     mean of the three components. sigma: smallest, largest and mean of all variances. kl: of the last block.
@@ -308,20 +283,6 @@ def diversity(mu_NK: Tensor, sigma_NK: Tensor, phi_N3: Tensor, kl: KLStatistics)
         "sigma_max": float(sigma_NK.max()),
         "sigma_mean": float(sigma_NK.double().mean()),
     }
-
-
-def diversity_line(values: Mapping[str, float]) -> str:
-    """The [DIVERSITY] block of `diversity` in the seed's three lines, and a fourth with row_std's baselines."""
-    v, margin = values, " " * 12
-    n = int(v["n"])
-    return "\n".join(
-        [
-            f"[DIVERSITY] μ_dist: {v['mu_dist']:.4f} | φ_std: {v['phi_std']:.4f} | KL_std: {v['kl_std']:.4f}",
-            f"{margin}KL range: [{v['kl_min']:.4f}, {v['kl_max']:.4f}] | mean: {v['kl_mean']:.4f}",
-            f"{margin}σ range: [{v['sigma_min']:.6f}, {v['sigma_max']:.6f}] | mean: {v['sigma_mean']:.6f}",
-            f"{margin}row_std at N={n}: uniform {row_std_uniform(n):.4f} | one-hot {row_std_onehot(n):.4f}",
-        ]
-    )
 
 
 def _n_keys(n: int, causal: bool, self_mask: bool) -> Tensor:

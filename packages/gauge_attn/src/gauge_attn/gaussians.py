@@ -21,14 +21,14 @@ Shape suffixes: B batch, H heads, N tokens, d = 2l+1 components, F features.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from gauge_attn.so3 import matmul
-
-_SQRT2 = 2**0.5
+from gauge_attn.tables import apply_table, matmul
 
 
 class Centre(NamedTuple):
@@ -53,23 +53,12 @@ class Features(NamedTuple):
 def svec(a: Tensor) -> Tensor:
     """(..., d, d) symmetric to (..., d(d+1)/2), row by row of the upper triangle, off-diagonal times sqrt(2)."""
     d = a.size(-1)
-    if d == 1:
-        return a[..., 0]
-    scaled = a * _SQRT2
-    return torch.cat([part for i in range(d) for part in (a[..., i, i : i + 1], scaled[..., i, i + 1 :])], -1)
+    return a[..., 0] if d == 1 else apply_table(a.flatten(-2), "svec", _svec_columns, d)
 
 
 def unsvec(v: Tensor, d: int) -> Tensor:
     """The inverse of `svec`: (..., d(d+1)/2) to symmetric (..., d, d)."""
-    if d == 1:
-        return v[..., None]
-    scaled = v / _SQRT2
-    begin = [i * d - i * (i - 1) // 2 for i in range(d)]
-    rows = []
-    for i in range(d):
-        left = [scaled[..., begin[j] + i - j, None] for j in range(i)]
-        rows.append(torch.cat([*left, v[..., begin[i], None], scaled[..., begin[i] + 1 : begin[i] + d - i]], -1))
-    return torch.stack(rows, -2)
+    return v[..., None] if d == 1 else apply_table(v, "unsvec", _unsvec_columns, d).unflatten(-1, (d, d))
 
 
 def kl_divergence(mean_p: Tensor, cov_p: Tensor, mean_q: Tensor, cov_q: Tensor) -> Tensor:
@@ -214,3 +203,19 @@ def _per_head(value: float | Tensor, like: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         return value.to(like).reshape(-1, 1, 1)
     return torch.full((1, 1, 1), value, dtype=like.dtype, device=like.device)
+
+
+@cache
+def _svec_columns(d: int) -> np.ndarray:
+    """(d^2, d(d+1)/2): orthonormal columns, each a symmetric matrix flattened."""
+    rows, columns = np.triu_indices(d)
+    basis = np.zeros((len(rows), d, d))
+    k = np.arange(len(rows))
+    off = np.where(rows == columns, 1.0, 0.5**0.5)
+    basis[k, rows, columns] = off
+    basis[k, columns, rows] = off
+    return basis.reshape(len(rows), d * d).T
+
+
+def _unsvec_columns(d: int) -> np.ndarray:
+    return _svec_columns(d).T

@@ -7,6 +7,8 @@ is done and resumed where it was stopped. results.json collects {"cell", "seed",
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -116,18 +118,25 @@ def run_grid(
     address: str | None = None,
     workers: int | None = None,
     gpus_per_job: float = 1.0,
+    compile: bool | None = None,
     only_list: bool = False,
 ) -> dict[str, Any]:
     """Run what is not done of a grid and collect it; {"name", "folder", "runs", "text"}.
 
-    Writes results.json, results.csv and report.html into `out` (default runs/gauge_attn/grid-NAME).
+    Writes results.json, results.csv and report.html into `out` (default runs/gauge_attn/grid-NAME). compile: as in
+    TrainConfig, but None leaves it out where runs share a GPU, whose processes would all wait for the compiler.
     """
     from lab_shared.sweep import Job, run_jobs
 
     out = Path("runs/gauge_attn") / f"grid-{name}" if out is None else out
+    if compile is None and gpus_per_job < 1:
+        compile = False
+    at_once = workers or max(1, int(1 / gpus_per_job))
+    if at_once > 1:  # inherited by the workers: Inductor would start a thread per core in each
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
     jobs, settings = [], {}
     for cell, config in cells(name).items():
-        config = replace(config, wandb="disabled")
+        config = replace(config, wandb="disabled", compile=compile)
         if data is not None or data_folder is not None:
             config = replace(config, data=replace(config.data, data=data or config.data.data, folder=data_folder))
         if steps is not None:
@@ -162,8 +171,9 @@ def run_grid(
 
 def collect(name: str, out: Path, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Save the records of a grid with its verdicts and report; the tables stand under "text"."""
+    from gauge_attn.grid_tables import grid_text
     from gauge_attn.report import write_grid_report
-    from gauge_attn.verdicts import grid_text, verdicts
+    from gauge_attn.verdicts import verdicts
 
     make_folder(out)
     result = {"name": name, "runs": runs, "verdicts": verdicts(runs)}
@@ -208,7 +218,9 @@ def train_cell(out: Path, config: dict[str, Any]) -> dict[str, Any]:
 
     settings = from_json(TrainConfig, json.dumps(config))
     structure = json.dumps({**config, "seed": 0})
-    if _compiled_for != [structure]:  # the same cell's seeds share compiled code; others would only pile up
+    if "torch._dynamo" in sys.modules and _compiled_for != [
+        structure
+    ]:  # the same cell's seeds share compiled code; others would only pile up
         torch.compiler.reset()
         _compiled_for[:] = [structure]
     with init() as dist:

@@ -12,20 +12,17 @@ from torch import Tensor
 
 from gauge_attn.attention import Prepared, prepare
 from gauge_attn.diagnostics import (
-    averaged_line,
-    baselines,
     diversity,
-    diversity_line,
-    head_line,
     kl_statistics,
     row_std_onehot,
     row_std_uniform,
     sharpness,
+    sharpness_of,
 )
 from gauge_attn.gaussians import Centre
-from gauge_attn.kernel import mix
 from gauge_attn.models import GPT, Faithful, Model, Practical
 from gauge_attn.models.faithful import Attending, dense_heads
+from gauge_attn.printed import averaged_line, baselines, diversity_line, head_line
 
 HeadRecord = dict[str, Any]
 
@@ -73,27 +70,9 @@ def _figures(model: Faithful | Practical, l: int, x: Any) -> dict[str, Tensor]:
 
 
 def feature_sharpness(p: Prepared, *, self_mask: bool) -> dict[str, Tensor]:
-    """The figures of `diagnostics.sharpness`, (H,) float64, where queries and keys are beliefs of their own.
-
-    Then KL_ii is not 0, and the weight on itself is exp(-query_i . key_i / (2 kappa) - lse_i).
-    """
-    query, biased, kappa_H1 = p.query.double(), p.biased_key.double(), p.kappa_H1.double()
-    averaged, lse = mix(
-        query, biased, torch.cat([biased, p.key.double()], -1), kappa_H1, True, self_mask, "fp32", None, True
-    )
-    _, lse_half = mix(query, biased, query, kappa_H1 / 2, True, self_mask, "fp32", None, True)
-    assert lse is not None
-    assert lse_half is not None
-    width = query.size(-1)
-    entropy = lse + 0.5 * (query * averaged[..., :width]).sum(-1) / kappa_H1
-    participation = (lse_half - 2 * lse).exp()
-    itself = (-0.5 * (query * biased).sum(-1) / kappa_H1 - lse).exp()
-    if self_mask:
-        itself = torch.zeros_like(lse)
-        itself[..., 0] = 1
-    kl = 0.5 * (query * averaged[..., width:]).sum(-1) + p.to_reference_BHN.double()
-    figures = _row_figures(participation, entropy, itself, self_mask)
-    return figures | {"kappa": kappa_H1[:, 0].expand(query.size(1)), "attended_kl": kl.mean((0, 2))}
+    """`diagnostics.sharpness_of` as a dictionary, with the temperatures."""
+    kappa_H = p.kappa_H1[:, 0].double().expand(p.query.size(1))
+    return {"kappa": kappa_H, **vars(sharpness_of(p, self_mask=self_mask))}
 
 
 def matrix_sharpness(beta_BHNN: Tensor, *, self_mask: bool) -> dict[str, Tensor]:

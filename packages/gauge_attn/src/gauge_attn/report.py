@@ -149,7 +149,7 @@ def _maps(page: Page, folder: Path, records: list[dict[str, Any]], label: str) -
 
 def write_grid_report(folder: Path) -> Path:
     """Write report.html for a grid's folder from its results.json."""
-    from gauge_attn.verdicts import grid_rows
+    from gauge_attn.grid_tables import grid_rows
 
     result = _read(folder / "results.json")
     runs = result["runs"]

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 from functools import cache
 from math import factorial, sqrt
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gauge_attn.irreps import Irreps
+from gauge_attn.tables import table
 
-_TABLES: dict[str, Tensor] = {}
 _SMALL_ANGLE_SQUARED = 1e-2
-"""Below this |phi|^2 the Taylor series replaces the quotient: five terms are exact to 1e-17 there."""
+"""Below this |phi|^2 the Taylor series replaces the quotients: six terms are exact to 1e-17 there."""
+_SERIES_TERMS = 6
 
 
 def generators(l: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
@@ -32,49 +34,94 @@ def generators(l: int, dtype: torch.dtype = torch.float64, device: torch.device 
 
 
 def rotation(phi_3: Tensor) -> Tensor:
-    """R(phi) = I + sinc(t) K + (1 - cos t)/t^2 K^2, t = |phi|, K = phi x (Rodrigues); (..., 3) to (..., 3, 3).
+    """R(phi) = cos t I + sin(t)/t K + (1 - cos t)/t^2 phi phi^T, t = |phi|, K = phi x; (..., 3) to (..., 3, 3).
 
     Smooth at phi = 0, with every derivative; any angle.
     """
-    x, y, z = phi_3.unbind(-1)
-    square = x * x + y * y + z * z
-    small = square < _SMALL_ANGLE_SQUARED
-    # Where the series is used the quotient sees a harmless 1, or its gradient would be NaN times 0.
-    angle = torch.where(small, torch.ones_like(square), square).sqrt()
-    a = torch.where(small, _series(square, 1), angle.sin() / angle)
-    b = torch.where(small, _series(square, 2), 2 * (angle / 2).sin().square() / angle.square())
-    return torch.stack(
-        [
-            torch.stack([1 - b * (y * y + z * z), b * x * y - a * z, b * x * z + a * y], -1),
-            torch.stack([b * x * y + a * z, 1 - b * (x * x + z * z), b * y * z - a * x], -1),
-            torch.stack([b * x * z - a * y, b * y * z + a * x, 1 - b * (x * x + y * y)], -1),
-        ],
-        -2,
-    )
+    return frames(phi_3, 1)
 
 
 def frames_upto(phi_3: Tensor, lmax: int) -> list[Tensor]:
     """[D^0, ..., D^lmax], each (..., d, d), in phi's dtype (float32 at least).
 
     D^1 is Rodrigues' formula; D^{l+1} = C (D^l x D^1) C^T with the isometry C onto the top irrep of l x 1. Every
-    step is a product of orthogonal matrices, so errors add up and do not multiply, at any angle: in float32
-    |D D^T - I| is 1e-6 at l = 9. (exp(phi . X) by scaling and squaring is the test's reference.)
+    step is a product of orthogonal matrices, so errors add up and do not multiply, at any angle: all in float64,
+    then rounded. (exp(phi . X) by scaling and squaring is the test's reference.)
+
+    Raises ValueError when phi's last dimension is not 3.
     """
+    return unpack(packed_frames(phi_3, lmax), lmax)
+
+
+def packed_frames(phi_3: Tensor, lmax: int) -> Tensor:
+    """D^1, ..., D^lmax flattened side by side, (..., sum of (2l+1)^2), so that tokens can look them up at once."""
     if phi_3.size(-1) != 3:
         raise ValueError(f"phi has three components x, y, z in its last dimension, got shape {tuple(phi_3.shape)}")
-    phi_3 = phi_3.to(torch.promote_types(phi_3.dtype, torch.float32))
+    dtype = torch.promote_types(phi_3.dtype, torch.float32)
+    if lmax == 0:
+        return phi_3.new_empty(*phi_3.shape[:-1], 0, dtype=dtype)
     with torch.autocast(phi_3.device.type, enabled=False):
-        frames = [torch.ones(*phi_3.shape[:-1], 1, 1, dtype=phi_3.dtype, device=phi_3.device)]
-        if lmax >= 1:
-            # In float64, elementwise: rounded angles would cost six times the orthogonality error at l = 9.
-            frames.append(rotation(phi_3.to(torch.float64)).to(phi_3.dtype))
-        for l in range(1, lmax):
-            d = 2 * l + 1
-            product = frames[l][..., :, None, :, None] * frames[1][..., None, :, None, :]
-            product = product.reshape(*phi_3.shape[:-1], 3 * d, 3 * d)
-            coupling = _coupling_table(l, phi_3)
-            frames.append(matmul(coupling, matmul(product, coupling.mT)))
-        return frames
+        wide = phi_3.to(torch.float64)
+        series = table("series", _series, 0, wide)
+        couplings = [table("coupling", _coupling, l, wide) for l in range(1, lmax)]
+        moves = [table("generators", _generators_side_by_side, l, wide) for l in range(1, lmax + 1)]
+        packed: Tensor = _Frames.apply(wide, lmax, series, *couplings, *moves)
+        return packed.to(dtype)
+
+
+def unpack(packed: Tensor, lmax: int) -> list[Tensor]:
+    """[D^0, ..., D^lmax] from `packed_frames`."""
+    every = [packed.new_ones(*packed.shape[:-1], 1, 1)]
+    begin = 0
+    for l in range(1, lmax + 1):
+        d = 2 * l + 1
+        every.append(packed[..., begin : begin + d * d].unflatten(-1, (d, d)))
+        begin += d * d
+    return every
+
+
+class _Frames(torch.autograd.Function):
+    """D(phi) with its derivative in closed form, which is a few products instead of the recursion backwards.
+
+    D^l(phi + e) = D^l(phi) exp((J e) . X) to first order with J = I - b K + c K^2, K = phi x, b = (1 - cos t)/t^2 and
+    c = (t - sin t)/t^3. So a gradient G^l of D^l is one of phi by J^T w, w_a = sum_l <G^l, D^l X_a>.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, phi_3: Tensor, lmax: int, series: Tensor, *tables: Tensor) -> Tensor:
+        couplings, moves = tables[: lmax - 1], tables[lmax - 1 :]
+        square = phi_3.square().sum(-1, keepdim=True)
+        a, b, _ = _coefficients(square, series).split(1, -1)
+        # phi x is (phi . X) of l = 1; `moves[0]` holds its X_x, X_y, X_z side by side.
+        cross = torch.einsum("...a,iaj->...ij", phi_3, moves[0].unflatten(-1, (3, 3)))
+        outer = phi_3.unsqueeze(-1) * phi_3.unsqueeze(-2)
+        identity = torch.eye(3, dtype=phi_3.dtype, device=phi_3.device)
+        first = (1 - b * square).unsqueeze(-1) * identity + a.unsqueeze(-1) * cross + b.unsqueeze(-1) * outer
+        frame, parts = first, [first.flatten(-2)]
+        for coupling in couplings:
+            d = frame.size(-1)
+            product = frame[..., :, None, :, None] * first[..., None, :, None, :]
+            half = product.reshape(*phi_3.shape[:-1], 3 * d, 3 * d) @ coupling.mT
+            frame = (half.mT @ coupling.mT).mT
+            parts.append(frame.flatten(-2))
+        packed = torch.cat(parts, -1)
+        ctx.lmax = lmax
+        ctx.save_for_backward(phi_3, packed, series, *moves)
+        return packed
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        phi_3, packed, series, *moves = ctx.saved_tensors
+        total: Tensor | None = None
+        for g, frame, move in zip(unpack(grad, ctx.lmax)[1:], unpack(packed, ctx.lmax)[1:], moves, strict=True):
+            moved = (frame @ move).unflatten(-1, (3, frame.size(-1)))  # row, axis, column
+            part = (moved * g.unsqueeze(-2)).sum((-3, -1))
+            total = part if total is None else total + part
+        assert total is not None
+        _, b, c = _coefficients(phi_3.square().sum(-1, keepdim=True), series).split(1, -1)
+        once = torch.linalg.cross(phi_3, total)
+        result = total + b * once + c * torch.linalg.cross(phi_3, once)
+        return (result, None, None, *[None] * (2 * ctx.lmax - 1))
 
 
 def frames(phi_3: Tensor, l: int) -> Tensor:
@@ -117,54 +164,33 @@ def compose(first_3: Tensor, second_3: Tensor) -> Tensor:
     small = square < 1e-12
     length = torch.where(small, torch.ones_like(square), square).sqrt()
     # 2 atan(|v|/w)/|v| for the angle; at |v| -> 0 it is 2 (w = 1) up to |v|^2.
-    return v * torch.where(small, 2 + square / 3, 2 * torch.atan2(length, w) / length)
+    angle = v * torch.where(small, 2 + square / 3, 2 * torch.atan2(length, w) / length)
+    return angle.to(torch.promote_types(first_3.dtype, second_3.dtype))
 
 
-def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b without TF32, forward and backward, whatever the user's setting is, also inside torch.compile.
+def _coefficients(square_1: Tensor, series: Tensor) -> Tensor:
+    """[sin(t)/t, (1 - cos t)/t^2, (t - sin t)/t^3] of t^2 (..., 1), as (..., 3)."""
+    small = square_1 < _SMALL_ANGLE_SQUARED
+    # Where the series is used the quotient sees a harmless 1, or its gradient would be NaN times 0.
+    safe = torch.where(small, torch.ones_like(square_1), square_1)
+    t = safe.sqrt()
+    sine = t.sin()
+    quotients = torch.cat([sine / t, 2 * (t / 2).sin().square() / safe, (t - sine) / (t * safe)], -1)
+    powers = torch.arange(_SERIES_TERMS, dtype=square_1.dtype, device=square_1.device)
+    return torch.where(small, torch.where(small, square_1, 0.0).pow(powers) @ series, quotients)
 
-    On CUDA in float32 small matrices are multiplied and summed (one fused kernel when compiled), as only matrix
-    products can be TF32; no global flag is touched.
-    """
-    if a.is_cuda and a.dtype == torch.float32:
-        return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2)
-    return a @ b
 
-
-def _series(square: Tensor, first: int) -> Tensor:
-    """sum_k (-square)^k / (2k + first)!; first = 1 is sin(t)/t, first = 2 is (1 - cos t)/t^2."""
-    total = torch.zeros_like(square)
-    for k in reversed(range(6)):
-        total = total * square + (-1) ** k / factorial(2 * k + first)
-    return total
+def _series(_: int) -> np.ndarray:
+    """(terms, 3): the coefficients of (t^2)^k in sin(t)/t, (1 - cos t)/t^2 and (t - sin t)/t^3."""
+    return np.array([[(-1) ** k / factorial(2 * k + first) for first in (1, 2, 3)] for k in range(_SERIES_TERMS)])
 
 
 def _quaternion(phi_3: Tensor) -> tuple[Tensor, Tensor]:
-    """(cos(t/2), sin(t/2) phi/t)"""
-    square = phi_3.square().sum(-1, keepdim=True)
-    small = square < _SMALL_ANGLE_SQUARED
-    angle = torch.where(small, torch.ones_like(square), square).sqrt()
-    half_sinc = torch.where(small, _series(square / 4, 1) / 2, (angle / 2).sin() / angle)
-    # cos(t/2) = 1 - (t/2)^2/2! + ... = 1 - (t^2/4) (1 - cos s)/s^2 at s = t/2.
-    cosine = torch.where(small, 1 - square / 4 * _series(square / 4, 2), (angle / 2).cos())
-    return cosine, half_sinc * phi_3
-
-
-def _coupling_table(l: int, like: Tensor) -> Tensor:
-    """`_coupling(l)` on like's device and dtype. Kept, so that a compiled function finds it and uploads nothing."""
-    key = f"{l} {like.dtype} {like.device}"
-    if key not in _TABLES:
-        _fill_table(key, l, like)
-    return _TABLES[key]
-
-
-def _fill(key: str, l: int, like: Tensor) -> None:
-    with torch.inference_mode(False):  # an inference tensor could never be used in a backward pass again
-        _TABLES[key] = torch.tensor(_coupling(l), dtype=like.dtype, device=like.device)
-
-
-# This is torch.compiler.disable without importing dynamo (seconds) before it is needed.
-_fill_table = torch._disable_dynamo(_fill)
+    """(cos(t/2), sin(t/2) phi/t), in float64"""
+    phi_3 = phi_3.to(torch.float64)
+    quarter = phi_3.square().sum(-1, keepdim=True) / 4
+    sinc, versine, _ = _coefficients(quarter, table("series", _series, 0, quarter)).split(1, -1)
+    return 1 - quarter * versine, sinc / 2 * phi_3
 
 
 def _ladder(l: int) -> np.ndarray:
@@ -210,3 +236,9 @@ def _coupling(l: int) -> np.ndarray:
         states.append(state / np.linalg.norm(state))
     top = np.stack(states[::-1])  # rows |l+1, m>, m ascending
     return (_real_basis(l + 1).conj().T @ top @ np.kron(_real_basis(l), _real_basis(1))).real
+
+
+@cache
+def _generators_side_by_side(l: int) -> np.ndarray:
+    """(d, 3d): [X_x, X_y, X_z]"""
+    return np.concatenate(_generators(l), axis=1)

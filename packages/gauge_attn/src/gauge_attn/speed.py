@@ -13,7 +13,7 @@ from lab_shared.files import atomic_write, make_folder
 from lab_shared.optim import clip_grads
 from torch.nn import functional as F
 
-from gauge_attn.compiled import compiled
+from gauge_attn.compiled import compiled_model
 from gauge_attn.config import PRESETS, TrainConfig
 from gauge_attn.evaluate import autocast
 from gauge_attn.models import build_model, build_optimizer
@@ -48,8 +48,12 @@ def _row(name: str, config: TrainConfig, vocab: int, device: torch.device) -> di
     torch.manual_seed(0)
     model = build_model(config.model, vocab, config.data.window, config.optim).to(device)
     optimizer = build_optimizer(model, config.optim)
-    forward: Any = compiled(model) if device.type == "cuda" else model
     tokens_BN = torch.randint(vocab, (config.data.batch, config.data.window + 1), device=device)
+    forward: Any = model
+    if device.type == "cuda":
+        with torch.no_grad():
+            model(tokens_BN[:1, :-1])
+        forward = compiled_model(model)
 
     def step() -> None:
         with autocast(config, device):

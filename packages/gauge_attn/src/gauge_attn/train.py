@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lab_shared.checkpoint import seed_everything
 from lab_shared.dist import Dist, init, weighted_mean_loss
 from lab_shared.files import atomic_write
@@ -14,7 +15,7 @@ from lab_shared.optim import lr_multiplier
 from lab_shared.run import Run
 from torch.nn import functional as F
 
-from gauge_attn.compiled import compiled
+from gauge_attn.compiled import COMPILE_FROM, compiled_model
 from gauge_attn.config import TrainConfig
 from gauge_attn.data import Batches, load_corpus, windows
 from gauge_attn.evaluate import TOKENIZER, autocast, diagnose, mean_loss, table, write_evaluation
@@ -65,8 +66,14 @@ def _train(config: TrainConfig, run: Run, dist: Dist) -> dict[str, Any] | None:
     model = build_model(config.model, corpus.vocab, config.data.window, config.optim).to(device)
     calibrate(model, next(Batches(corpus, seed=config.seed, device=device))[:, :-1])
     optimizer = build_optimizer(model, config.optim)
-    fast = device.type == "cuda" if config.compile is None else config.compile
-    forward = dist.wrap(compiled(model) if fast else model)
+    fast = config.compile
+    if fast is None:
+        fast = device.type == "cuda" and config.steps >= COMPILE_FROM
+    if fast:
+        with torch.no_grad():
+            model(held_out.input_WN[:1])
+        run.progress.line("Compiling the model: the first step takes a while (--compile False goes without)")
+    forward = dist.wrap(compiled_model(model) if fast else model)
     yardsticks = corpus.yardsticks()
     run.progress.line(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {corpus.vocab:,} symbols ({corpus.label}), "

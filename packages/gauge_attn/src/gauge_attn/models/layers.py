@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from gauge_attn.config import KappaMode, OptimConfig
 from gauge_attn.irreps import Irreps
-from gauge_attn.so3 import frames_for
+from gauge_attn.so3 import frames_for, packed_frames, unpack
 
 Role = Literal["mean", "log_sigma", "frame", "log_kappa", "embedding", "hidden", "vector", "readout"]
 """What a parameter is, which decides its learning rate and decay: means of beliefs and position vectors, log variances,
@@ -67,8 +67,8 @@ def token_frames(irreps: Irreps, phi_V3: Tensor, tokens_BN: Tensor) -> dict[int,
     """
     if len(phi_V3) > tokens_BN.numel():
         return frames_for(irreps, F.embedding(tokens_BN, phi_V3))
-    tables = frames_for(irreps, phi_V3)
-    return {l: F.embedding(tokens_BN, D.flatten(1)).unflatten(-1, D.shape[1:]) for l, D in tables.items()}
+    every = unpack(F.embedding(tokens_BN, packed_frames(phi_V3, irreps.lmax)), irreps.lmax)
+    return {l: every[l] for l in irreps.ls}
 
 
 class Temperature(nn.Module):

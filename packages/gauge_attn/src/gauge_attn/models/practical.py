@@ -15,7 +15,8 @@ Shapes: B windows, N tokens, M cached tokens, V symbols, S scalars, C copies, H 
 from __future__ import annotations
 
 import math
-from typing import cast
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,8 @@ from gauge_attn.kernel import FeatureCache
 from gauge_attn.kernel import mix as mix_features
 from gauge_attn.models.layers import Output, Temperature, bounded_log_sigma, declare, matrix, normal, token_frames
 from gauge_attn.models.stream import EquivariantNorm, GatedMLP, Invariants, Stream, add, mix, wide
-from gauge_attn.so3 import matmul, rope_frames
+from gauge_attn.so3 import rope_frames
+from gauge_attn.tables import matmul
 
 EMBEDDING_STD = 1.0
 Cache = list[dict[int, FeatureCache]]
@@ -63,6 +65,7 @@ class Practical(nn.Module):
         self.norm = EquivariantNorm(self.channels)
         self.invariants = Invariants(self.channels)
         self.readout = matrix(vocab, self.invariants.width, role="readout", gain=0.1)
+        self._regions: _Regions | None = None
 
     def forward(self, tokens_BN: Tensor, *, cache: Cache | None = None, record: list | None = None) -> Output:
         """tokens_BN: int64; with a cache, the tokens after those it holds (it grows by them).
@@ -72,15 +75,19 @@ class Practical(nn.Module):
         start = next(iter(cache[0].values())).length if cache else 0
         if start + tokens_BN.size(1) > self.window:
             raise ValueError(f"{start + tokens_BN.size(1)} tokens do not fit the model's window of {self.window}")
-        x, frames = self.embed(tokens_BN)
+        # Other calls than training steps have shapes of their own, each of which would be compiled anew.
+        training = cache is None and record is None and torch.is_grad_enabled()
+        run = self._regions if training and self._regions is not None else _Regions()
+        x, frames = run.embed(self, tokens_BN)
         total = tokens_BN.new_zeros((), dtype=torch.float32)
         for i, block in enumerate(self.blocks):
             entry: dict[int, Prepared] | None = None if record is None else {}
-            x, kl_sum = block(x, frames, None if cache is None else cache[i], start, self.alignment != "none", entry)
+            own = None if cache is None else cache[i]
+            x, kl_sum = run.block(block, x, frames, own, start, self.alignment != "none", entry)
             total = total + kl_sum
             if record is not None:
                 record.append(entry)
-        logits_BNV = F.linear(self.invariants(self.norm(x)), self.readout)
+        logits_BNV = run.read(self, x)
         if self.alignment == "none":
             return Output(logits_BNV, None)
         queries = tokens_BN.size(1) if self.alignment == "mean" else 1
@@ -91,11 +98,15 @@ class Practical(nn.Module):
         x = {0: F.embedding(tokens_BN, self.embeddings["0"])}
         for l, c in self.channels.items():
             if l:
-                x[l] = F.embedding(tokens_BN, self.embeddings[str(l)]).unflatten(-1, (c, 2 * l + 1))
+                x[l] = F.embedding(tokens_BN, self.embeddings[str(l)]).unflatten(-1, (c, 2 * l + 1)).mT
         if self.phi_V3 is None:
             return x, {}
         frames = token_frames(self.irreps, self.phi_V3, tokens_BN)
         return x, {l: frame for l, frame in frames.items() if l}
+
+    def compile_regions(self, compiled: Callable[[Any], Any]) -> None:
+        """Compile training steps in three parts, embedding, block and readout; all blocks share one compiled code."""
+        self._regions = _Regions(*(compiled(part) for part in _Regions()))
 
     def heads(self, layer: int) -> dict[int, Heads]:
         """A layer's heads by l."""
@@ -134,19 +145,39 @@ class _Block(nn.Module):
         scalars, update = [], {}
         total = x[0].new_zeros((), dtype=torch.float32)
         for l, heads in self.heads_by_l().items():
-            scalars_BNS, vector_BNHd, kl_sum = heads(
+            scalars_BNS, vector_BNdH, kl_sum = heads(
                 h, frames.get(l), None if caches is None else caches[l], start, align, record
             )
             scalars.append(scalars_BNS)
             total = total + kl_sum
             if l:
-                update[l] = mix(vector_BNHd, self.mixers[str(l)])
+                update[l] = mix(vector_BNdH, self.mixers[str(l)])
         update[0] = F.linear(torch.cat(scalars, -1), self.mix_scalars)
         x = add(x, update)
         return add(x, self.mlp(self.mlp_norm(x))), total
 
     def heads_by_l(self) -> dict[int, Heads]:
         return {int(name): cast(Heads, heads) for name, heads in self.heads.items()}
+
+
+def _embed(model: Practical, tokens_BN: Tensor) -> tuple[Stream, dict[int, Tensor]]:
+    return model.embed(tokens_BN)
+
+
+def _run_block(block: nn.Module, *state: Any) -> tuple[Stream, Tensor]:
+    return block(*state)
+
+
+def _read(model: Practical, x: Stream) -> Tensor:
+    return F.linear(model.invariants(model.norm(x)), model.readout)
+
+
+class _Regions(NamedTuple):
+    """The parts of a forward pass, plain or compiled."""
+
+    embed: Callable[..., tuple[Stream, dict[int, Tensor]]] = _embed
+    block: Callable[..., tuple[Stream, Tensor]] = _run_block
+    read: Callable[..., Tensor] = _read
 
 
 class Heads(nn.Module):
@@ -181,31 +212,6 @@ class Heads(nn.Module):
             self.log_slope_H = declare(nn.Parameter((1 - 6 * order_H) * math.log(2)), "log_kappa")
             self.register_buffer("position_N", position_N.float(), persistent=False)
 
-    def features(self, h: Stream, frame_BNdd: Tensor | None, start: int) -> Prepared:
-        """Query and key features of tokens at positions start, start + 1, ...; float32 whatever autocast says."""
-        q_BHNd, p_BHNd = self._means(h, self.query_HC, frame_BNdd), self._means(h, self.key_HC, frame_BNdd)
-        log_sigma = bounded_log_sigma(wide(F.linear(h[0], self.log_sigma)))
-        with torch.autocast(h[0].device.type, enabled=False):
-            log_s, log_t = log_sigma.transpose(1, 2)[..., None].chunk(2, 1)
-            kappa_H1 = self.temperature()[:, None]
-            stop = start + h[0].size(1)
-            if self.rope:
-                along, across = self.along_HNd[:, start:stop], self.across_HNd[:, start:stop]
-                q_BHNd, p_BHNd = (x * along + x.flip(-1) * across for x in (q_BHNd, p_BHNd))
-            precision = torch.exp(-log_t)
-            last = p_BHNd.square().sum(-1, keepdim=True) * precision + self.d * log_t
-            square = q_BHNd.square().sum(-1, keepdim=True) + self.d * log_s.exp()
-            query = torch.cat([square, q_BHNd, torch.ones_like(log_s)], -1)
-            key = torch.cat([precision, -2 * precision * p_BHNd, last], -1)
-            biased = key
-            if self.alibi:  # the logit gains slope * j
-                distance_HN = self.log_slope_H.exp()[:, None] * self.position_N[start:stop]
-                own_kappa_H1 = kappa_H1 / self.temperature.scale_H[:, None]  # a head made uniform loses its slope too
-                last = last - 2 * (own_kappa_H1 * distance_HN)[..., None]
-                biased = torch.cat([key[..., :-1], last], -1)
-            row_term = -0.5 * self.d * (1 + log_s[..., 0])
-            return Prepared(query, key, biased, row_term, row_term / kappa_H1, kappa_H1, frame_BNdd, Centre())
-
     def forward(
         self,
         h: Stream,
@@ -215,32 +221,61 @@ class Heads(nn.Module):
         align: bool,
         record: dict[int, Prepared] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Scalars (B, N, H S'), vectors (B, N, H, d) in the queries' frames, and sum_i sum_j beta_ij KL_ij."""
-        f = self.features(h, frame_BNdd, start)
-        if record is not None:
-            record[self.l] = f
-        value = wide(F.linear(h[0], self.value_scalar)).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-        if self.l:
-            value = torch.cat([value, self._means(h, self.value_HC, frame_BNdd)], -1)
-        width = value.size(-1)
+        """Scalars (B, N, H S'), vectors (B, N, d, H) in the queries' frames, and sum_i sum_j beta_ij KL_ij."""
+        log_sigma, value, means_BHNd = self._project(h, frame_BNdd)
+        n_heads = self.n_heads
         with torch.autocast(h[0].device.type, enabled=False):
+            f = self._features(log_sigma, means_BHNd[:, : 2 * n_heads], frame_BNdd, start)
+            if record is not None:
+                record[self.l] = f
+            if self.l:
+                value = torch.cat([value, means_BHNd[:, 2 * n_heads :]], -1)
+            width = value.size(-1)
             if align:
                 value = torch.cat([value, f.key], -1)
             out, _ = mix_features(f.query, f.biased_key, value, f.kappa_H1, True, self.self_mask, "fp32", cache, False)
             kl_sum = f.divergence(out[..., width:]).sum() if align else out.new_zeros(())
             out = out[..., :width] * self.temperature.gain_H[:, None, None]
             scalars, vector_BHNd = out.split([self.value_scalars, width - self.value_scalars], -1)
-            vector_BNHd = vector_BHNd.transpose(1, 2)
+            vector_BNdH = vector_BHNd.permute(0, 2, 3, 1)
             if self.l and frame_BNdd is not None:
-                vector_BNHd = matmul(vector_BNHd, frame_BNdd.mT)
-        return scalars.transpose(1, 2).flatten(2), vector_BNHd, kl_sum
+                vector_BNdH = matmul(frame_BNdd, vector_BNdH)
+        return scalars.transpose(1, 2).flatten(2), vector_BNdH, kl_sum
 
-    def _means(self, h: Stream, weight_HC: Tensor, frame_BNdd: Tensor | None) -> Tensor:
-        """Means of the heads in each token's own frame, (B, H, N, d)."""
+    def _project(self, h: Stream, frame_BNdd: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """What the heads read from the stream, in two products: log variances (B, N, 2 H), carried scalars
+        (B, H, N, S'), and means in each token's own frame (B, 3 H or for scalars 2 H, N, d): query, key, value."""
+        n_heads = self.n_heads
+        weights = [self.log_sigma, self.value_scalar, *(() if self.l else (self.query_HC, self.key_HC))]
+        read = wide(F.linear(h[0], torch.cat(weights))).split([len(weight) for weight in weights], -1)
+        log_sigma, value = bounded_log_sigma(read[0]), read[1].unflatten(-1, (n_heads, -1)).transpose(1, 2)
         if not self.l:
-            return wide(F.linear(h[0], weight_HC)).transpose(1, 2)[..., None]
-        mean_BNHd = wide(mix(h[self.l], weight_HC))
+            return log_sigma, value, torch.cat(read[2:], -1).transpose(1, 2)[..., None]
+        means_BNdH = wide(mix(h[self.l], torch.cat([self.query_HC, self.key_HC, self.value_HC])))
         if frame_BNdd is not None:
             with torch.autocast(frame_BNdd.device.type, enabled=False):
-                mean_BNHd = matmul(mean_BNHd, frame_BNdd)
-        return mean_BNHd.transpose(1, 2)
+                means_BNdH = matmul(frame_BNdd.mT, means_BNdH)
+        return log_sigma, value, means_BNdH.permute(0, 3, 1, 2)
+
+    def _features(self, log_sigma: Tensor, means_BHNd: Tensor, frame_BNdd: Tensor | None, start: int) -> Prepared:
+        """Query and key features, in float32, of the beliefs whose means are side by side, queries' before keys'."""
+        stop = start + means_BHNd.size(2)
+        log_s, log_t = log_sigma.transpose(1, 2)[..., None].chunk(2, 1)
+        kappa_H1 = self.temperature()[:, None]
+        means = means_BHNd.unflatten(1, (2, self.n_heads))
+        if self.rope:
+            means = means * self.along_HNd[:, start:stop] + means.flip(-1) * self.across_HNd[:, start:stop]
+        q_BHNd, p_BHNd = means.unbind(1)
+        q_square, p_square = means.square().sum(-1, keepdim=True).unbind(1)
+        precision = torch.exp(-log_t)
+        last = p_square * precision + self.d * log_t
+        query = torch.cat([q_square + self.d * log_s.exp(), q_BHNd, torch.ones_like(log_s)], -1)
+        body = torch.cat([precision, -2 * precision * p_BHNd], -1)
+        key = torch.cat([body, last], -1)
+        biased = key
+        if self.alibi:  # the logit gains slope * j
+            own_kappa_H = kappa_H1[:, 0] / self.temperature.scale_H  # a head made uniform loses its slope too
+            gain_H1 = (2 * self.log_slope_H.exp() * own_kappa_H)[:, None]
+            biased = torch.cat([body, last - (gain_H1 * self.position_N[start:stop])[..., None]], -1)
+        row_term = -0.5 * self.d * (1 + log_s[..., 0])
+        return Prepared(query, key, biased, row_term, row_term / kappa_H1, kappa_H1, frame_BNdd, Centre())

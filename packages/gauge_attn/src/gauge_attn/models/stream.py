@@ -1,8 +1,9 @@
 """Equivariant layers on a residual stream of irreps, and what can be read from it without choosing a gauge.
 
-A stream maps l to a tensor: x[0] (B, N, S) are S scalars per token, x[l] (B, N, C_l, d) are C_l copies of the irrep l,
-d = 2l + 1. A rotation g_i of token i's frame sends x[l] to D^l(g_i) x[l] and leaves x[0]; every function here commutes
-with that, or does not change under it where it says invariant.
+A stream maps l to a tensor: x[0] (B, N, S) are S scalars per token, x[l] (B, N, d, C_l) are C_l copies of the irrep l,
+d = 2l + 1, side by side, so that maps between copies are plain matrix products. A rotation g_i of token i's frame sends
+x[l] to D^l(g_i) x[l] and leaves x[0]; every function here commutes with that, or does not change under it where it says
+invariant.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from lab_shared.norms import EPS, rms_norm
+from lab_shared.norms import rms_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,20 +37,18 @@ class EquivariantNorm(nn.Module):
 
     def forward(self, x: Stream) -> Stream:
         normed = {0: rms_norm(wide(x[0])) * self.gains["0"]}
-        for l, x_BNCd in x.items():
+        for l, x_BNdC in x.items():
             if l:
-                x_BNCd = wide(x_BNCd)
-                scale = torch.rsqrt(x_BNCd.square().mean((-2, -1), keepdim=True) + EPS)
-                normed[l] = x_BNCd * scale * self.gains[str(l)][:, None]
+                normed[l] = rms_norm(wide(x_BNdC).flatten(-2)).view_as(x_BNdC) * self.gains[str(l)]
         return normed
 
 
 def mix(x: Tensor, weight: Tensor) -> Tensor:
     """Linear maps between copies, the same for every component (Schur's lemma leaves no others).
 
-    x (B, N, C, d) and weight (C', C) give (B, N, C', d).
+    x (B, N, d, C) and weight (C', C) give (B, N, d, C').
     """
-    return F.linear(x.transpose(-2, -1), weight).transpose(-2, -1)
+    return F.linear(x, weight)
 
 
 class Invariants(nn.Module):
@@ -69,10 +68,10 @@ class Invariants(nn.Module):
 
     def forward(self, x: Stream) -> Tensor:
         parts = [x[0]]
-        for l, x_BNCd in x.items():
+        for l, x_BNdC in x.items():
             if l:
-                mixed = mix(x_BNCd, self.mixtures[str(l)])
-                parts.append((x_BNCd * mixed).sum(-1) / (2 * l + 1) ** 0.5)
+                mixed = mix(x_BNdC, self.mixtures[str(l)])
+                parts.append((x_BNdC * mixed).sum(-2) / (2 * l + 1) ** 0.5)
         return torch.cat([part.to(x[0].dtype) for part in parts], -1)
 
 
@@ -96,7 +95,7 @@ class GatedMLP(nn.Module):
         update = {0: parts[0]}
         for l, gate_BNC in parts.items():
             if l:
-                update[l] = gate_BNC[..., None] * mix(x[l], self.mixers[str(l)])
+                update[l] = gate_BNC.unsqueeze(-2) * mix(x[l], self.mixers[str(l)])
         return update
 
 
