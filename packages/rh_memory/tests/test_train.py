@@ -326,7 +326,7 @@ def test_compiled_training_learns_on_a_gpu(name):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    ("source", "zeros", "low", "high"), [("shuffled", 2_001_052, 0.498, 0.508), ("gue", 400_000, 0.42, 0.45)]
+    ("source", "zeros", "low", "high"), [("shuffled", 2_001_052, 0.49, 0.515), ("gue", 400_000, 0.42, 0.46)]
 )
 def test_controls_stay_at_what_is_known_of_them(source, zeros, low, high, tmp_path, no_report):
     """Below would be leakage: nothing but the marginal is left in shuffled spacings, no primes in random matrices.
@@ -335,6 +335,6 @@ def test_controls_stay_at_what_is_known_of_them(source, zeros, low, high, tmp_pa
     """
     config = PRESETS["explicit-small"][1]
     data = replace(config.data, source=source, folder=str(tmp_path / "zeros"), zeros=zeros)
-    config = replace(config, data=data, steps=600, eval_every=600, eval_windows=8192, wandb="disabled")
+    config = replace(config, data=data, eval_every=config.steps, eval_windows=8192, wandb="disabled")
     train_module.train(config, tmp_path / "run")
     assert low < read_metrics(tmp_path / "run", "val")[-1]["nll_last"] < high
