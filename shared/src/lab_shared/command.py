@@ -1,7 +1,8 @@
-"""How the lab's commands end: one line for what the user can mend, a traceback for a bug. Imports no torch."""
+"""What the lab's commands have in common: flags, and how they end. Imports no torch, so that --help answers at once."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -26,3 +27,21 @@ def run_command(program: str, command: Callable[[Any], None], args: Any) -> int:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def positive_int(text: str) -> int:
+    """The number, for argparse's `type`; its error names what was given."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
+
+
+def json_flag(parser: argparse.ArgumentParser) -> None:
+    """--json."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+
+
+def device_flag(parser: argparse.ArgumentParser) -> None:
+    """--device."""
+    parser.add_argument("--device", default=None, help="cpu or cuda; default: cuda when there is one")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lab_shared.command import run_command
+from lab_shared.command import device_flag, json_flag, positive_int, run_command
 from lab_shared.errors import UserError
 
 from attn_clustering import __version__
@@ -57,12 +57,12 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = add("matrix", _matrix, "Run every condition and seed of an experiment that is not done, then its report.")
     sub.add_argument("experiment", choices=list(EXPERIMENTS), metavar="EXPERIMENT", help=", ".join(EXPERIMENTS))
-    sub.add_argument("--seeds", type=_positive, metavar="N", help="number of seeds; default: the experiment's")
+    sub.add_argument("--seeds", type=positive_int, metavar="N", help="number of seeds; default: the experiment's")
     sub.add_argument("--out", type=Path, metavar="DIR", help=f"default: {RUNS}/EXPERIMENT")
     sub.add_argument("--corpus", metavar="DIR", help="prepared corpus (experiments on real text)")
     sub.add_argument("--engine", choices=("local", "ray"), default="local")
     sub.add_argument("--address", help="Ray cluster; default: a new one on this machine")
-    sub.add_argument("--workers", type=_positive, metavar="N", help="jobs at a time; default: GPUs / gpus-per-job")
+    sub.add_argument("--workers", type=positive_int, metavar="N", help="jobs at a time; default: GPUs / gpus-per-job")
     sub.add_argument("--gpus-per-job", type=float, default=1.0, metavar="F", help="a fraction shares one GPU")
 
     commands.add_parser("train", help="Train one condition; without arguments the smoke matrix with its report.")
@@ -76,12 +76,12 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = add("levels", _levels, "Reference losses and probe levels of a language: what can be reached, and by chance.")
     sub.add_argument("config", choices=list(LANGUAGES), metavar="CONFIG", help=", ".join(LANGUAGES))
-    _json_flag(sub)
+    json_flag(sub)
 
     sub = add("analyze", _analyze, "Attention statistics, probes, circuits and ablations of a trained run.")
     sub.add_argument("run_dir", type=Path, metavar="RUN")
-    _device_flag(sub)
-    _json_flag(sub)
+    device_flag(sub)
+    json_flag(sub)
 
     sub = add("report", _report, "Rebuild the HTML report of a matrix from its saved arrays.")
     sub.add_argument("folder", type=Path, metavar="DIR")
@@ -102,24 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--only", nargs="*", metavar="STAGE", help="train languages probes")
     sub.add_argument("--options", choices=list(EXPERIMENTS), metavar="EXPERIMENT", help="compile and residual variants")
     sub.add_argument("--quick", action="store_true", help="fewer repeats; figures are rough")
-    _device_flag(sub)
-    _json_flag(sub)
+    device_flag(sub)
+    json_flag(sub)
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return value
-
-
-def _json_flag(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-
-
-def _device_flag(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--device", default=None, help="cpu or cuda; default: cuda when there is one")
 
 
 def _matrix(args: argparse.Namespace) -> None:
@@ -168,7 +153,7 @@ def _train(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, metavar="S", help="default: the experiment's first")
     parser.add_argument("--out", type=Path, metavar="RUN", help=f"default: {RUNS}/EXPERIMENT/NAME")
     parser.add_argument("--nope", action="store_true", help="without positions from the start")
-    _device_flag(parser)
+    device_flag(parser)
     parser.add_argument("-h", "--help", action="store_true")
     condition = argv[0] if not argv[0].startswith("-") else None
     args, overrides = parser.parse_known_args(argv[1:] if condition else argv)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lab_shared.command import run_command
+from lab_shared.command import device_flag, json_flag, positive_int, run_command
 
 from gauge_attn import __version__
 from gauge_attn.config import PRESETS, TrainConfig
@@ -53,27 +53,27 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("run_dir", type=Path, metavar="RUN")
     sub.add_argument("--split", choices=("valid", "test"), default="valid")
     sub.add_argument("--no-ablation", action="store_true", help="skip the cost of each head, one evaluation each")
-    _device_flag(sub)
-    _json_flag(sub)
+    device_flag(sub)
+    json_flag(sub)
 
     sub = add("diagnose", _diagnose, "Sharpness and diversity of a run's heads, without forming an attention matrix.")
     sub.add_argument("run_dir", type=Path, metavar="RUN")
-    _device_flag(sub)
-    _json_flag(sub)
+    device_flag(sub)
+    json_flag(sub)
 
     sub = add("theory", _theory, "Closed-form row_std and participation by dimension, and the K a sharpness needs.")
-    _json_flag(sub)
+    json_flag(sub)
 
     sub = add("grid", _grid, "Run a named grid of trainings, skipping what is done; then its tables and verdicts.")
     sub.add_argument("name", metavar="NAME", help="seed-repro, h1 ... h8, specs, all or smoke")
     sub.add_argument("--out", type=Path, metavar="DIR", help="default: runs/gauge_attn/grid-NAME")
     sub.add_argument("--data", default=None, metavar="D", help="as for train; default: the grid's own")
     sub.add_argument("--folder", default=None, metavar="DIR", help="where wikitext-2 and tinyshakespeare lie")
-    sub.add_argument("--steps", type=_positive, metavar="N", help="training steps of every run")
-    sub.add_argument("--seeds", type=_positive, metavar="N", help="seeds of every cell")
+    sub.add_argument("--steps", type=positive_int, metavar="N", help="training steps of every run")
+    sub.add_argument("--seeds", type=positive_int, metavar="N", help="seeds of every cell")
     sub.add_argument("--engine", choices=("local", "ray"), default="local")
     sub.add_argument("--address", metavar="HOST:PORT", help="ray: a running cluster; default: a new one here")
-    sub.add_argument("--workers", type=_positive, metavar="N", help="runs at once")
+    sub.add_argument("--workers", type=positive_int, metavar="N", help="runs at once")
     sub.add_argument("--gpus-per-job", type=float, default=1.0, metavar="X", help="0.1 puts ten runs on a GPU")
     sub.add_argument(
         "--compile",
@@ -82,13 +82,13 @@ def _parser() -> argparse.ArgumentParser:
         help="torch.compile the models; default: on a GPU of their own, for runs of 2000 steps or more",
     )
     sub.add_argument("--list", action="store_true", help="print the runs and do nothing")
-    _json_flag(sub)
+    json_flag(sub)
 
     sub = add("bench", _bench, "Measure exact KL attention beside the dense reference and plain attention.")
     sub.add_argument("--out", type=Path, metavar="JSON", help="write the record here as well")
     sub.add_argument("--quick", action="store_true", help="seconds instead of minutes; figures are rough")
     sub.add_argument("--models", action="store_true", help="whole models' training speed instead of the attention's")
-    _device_flag(sub)
+    device_flag(sub)
 
     sub = add("report", _report, "Rebuild the HTML report of a run, or of a grid's folder, from what is saved there.")
     sub.add_argument("folder", type=Path, metavar="RUN|DIR")
@@ -96,26 +96,11 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("generate", _generate, "Continue a prompt with a run's model.")
     sub.add_argument("run_dir", type=Path, metavar="RUN")
     sub.add_argument("--prompt", required=True, metavar="TEXT", help="for the generated language: k3 v7 k5 ...")
-    sub.add_argument("--tokens", type=_positive, default=100, metavar="N")
+    sub.add_argument("--tokens", type=positive_int, default=100, metavar="N")
     sub.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 takes the likeliest token")
     sub.add_argument("--seed", type=int, default=0, metavar="S")
-    _device_flag(sub)
+    device_flag(sub)
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return value
-
-
-def _json_flag(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-
-
-def _device_flag(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--device", default=None, help="cpu or cuda; default: cuda when there is one")
 
 
 def _print(text: str, value: Any, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lab_shared.command import run_command
+from lab_shared.command import device_flag, json_flag, positive_int, run_command
 
 from iceaggr import __version__
 from iceaggr.config import PRESETS, TrainConfig
@@ -50,30 +50,30 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = add("simulate", _simulate, "Simulate events into a Kaggle-format folder with a truth table beside it.")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR")
-    sub.add_argument("--events", type=_positive, required=True, metavar="N", help="accepted (triggered) events")
+    sub.add_argument("--events", type=positive_int, required=True, metavar="N", help="accepted (triggered) events")
     sub.add_argument("--seed", type=int, default=0, metavar="S")
     sub.add_argument("--device", default=None, help="cpu or cuda; default: cuda when there is one")
     sub.add_argument("--geometry", type=Path, metavar="CSV", help="sensor_geometry.csv; default: the 86-string array")
-    sub.add_argument("--events-per-file", type=_positive, default=200_000, metavar="N")
+    sub.add_argument("--events-per-file", type=positive_int, default=200_000, metavar="N")
 
     sub = add("inspect", _inspect, "Figures of any Kaggle-format folder beside the published ones of the real data.")
     sub.add_argument("folder", type=Path, metavar="DIR")
-    sub.add_argument("--events", type=_positive, default=200_000, metavar="N", help="look at the first N events")
+    sub.add_argument("--events", type=positive_int, default=200_000, metavar="N", help="look at the first N events")
     sub.add_argument("--plot", type=Path, metavar="PNG", help="also draw Q-Q plots against the published quantiles")
-    _json_flag(sub)
+    json_flag(sub)
 
     sub = add("cache", _cache, "Convert a Kaggle-format folder into the binary event store training reads.")
     sub.add_argument("folder", type=Path, metavar="DIR")
     sub.add_argument("--out", type=Path, required=True, metavar="CACHE")
     sub.add_argument("--verify", action="store_true", help="re-read every byte and compare checksums")
-    _json_flag(sub)
+    json_flag(sub)
 
     commands.add_parser("train", help="Train a model; without --data it simulates the events it trains on.")
 
     sub = add("evaluate", _evaluate, "Score a run on labelled events it was not trained on, beside the baselines.")
     _run_and_data(sub)
     sub.add_argument("--drop-seen", action="store_true", help="skip events the run was trained on instead of refusing")
-    _json_flag(sub)
+    json_flag(sub)
 
     sub = add(
         "predict",
@@ -92,37 +92,22 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--event", type=int, required=True, metavar="ID")
     sub.add_argument("--out", type=Path, required=True, metavar="FILE.html")
     sub.add_argument("--model", type=Path, metavar="RUN", help="also draw this run's prediction")
-    _device_flag(sub)
+    device_flag(sub)
 
     sub = add("bench", _bench, "Measure every stage: simulate, cache, group, train, predict.")
     sub.add_argument("--out", type=Path, metavar="JSON", help="write the record here as well")
     sub.add_argument("--only", nargs="*", metavar="STAGE", help="simulate cache group train infer")
     sub.add_argument("--quick", action="store_true", help="seconds instead of minutes; figures are rough")
-    _device_flag(sub)
-    _json_flag(sub)
+    device_flag(sub)
+    json_flag(sub)
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return value
-
-
-def _json_flag(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-
-
-def _device_flag(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--device", default=None, help="cpu or cuda; default: cuda when there is one")
 
 
 def _run_and_data(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("run_dir", type=Path, metavar="RUN")
     sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="Kaggle-format folder")
-    sub.add_argument("--events", type=_positive, metavar="N", help="only the first N events")
-    _device_flag(sub)
+    sub.add_argument("--events", type=positive_int, metavar="N", help="only the first N events")
+    device_flag(sub)
 
 
 def _print(text: str, value: Any, as_json: bool) -> None:

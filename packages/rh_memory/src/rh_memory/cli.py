@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lab_shared.command import run_command
+from lab_shared.command import device_flag, json_flag, positive_int, run_command
 
 from rh_memory import __version__
 from rh_memory.config import PRESETS, ZEROS, TrainConfig
@@ -47,9 +47,9 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     sub = add("zeros", _zeros, "Compute the first N zeros and verify that none is missing.")
-    sub.add_argument("--count", type=_positive, default=ZEROS, metavar="N", help=f"default: {ZEROS:,}")
+    sub.add_argument("--count", type=positive_int, default=ZEROS, metavar="N", help=f"default: {ZEROS:,}")
     sub.add_argument("--out", type=Path, required=True, metavar="FILE.npy", help="float64 (2, N): centre and offset")
-    _device_flag(sub)
+    device_flag(sub)
 
     sub = add("import", _import, "Check a table of zeros (Odlyzko text, Platt .dat) and write it as FILE.npy.")
     sub.add_argument("table", type=Path, metavar="TABLE")
@@ -59,28 +59,28 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = add("baselines", _baselines, "Score the predictors that need no training, from the marginal to prime phases.")
     _data_flag(sub)
-    _json_flag(sub)
+    json_flag(sub)
 
     sub = add("evaluate", _evaluate, "Score a run beside the baselines, in nats per unfolded spacing.")
     sub.add_argument("run_dir", type=Path, metavar="RUN")
     _data_flag(sub)
-    _device_flag(sub)
-    _json_flag(sub)
+    device_flag(sub)
+    json_flag(sub)
 
     sub = add("diagnose", _diagnose, "What a memory does: diagnostics A to K, of one run or of several seeds.")
     sub.add_argument("runs", metavar="RUN|GLOB", help="a run folder, or a quoted pattern such as 'runs/e4-seed*'")
     sub.add_argument("--legacy", action="store_true", help="with the seed's formulas, vacuous ones marked")
-    sub.add_argument("--windows", type=_positive, metavar="N", help="fixed windows to test on")
+    sub.add_argument("--windows", type=positive_int, metavar="N", help="fixed windows to test on")
     _data_flag(sub)
-    _device_flag(sub)
-    _json_flag(sub)
+    device_flag(sub)
+    json_flag(sub)
 
     sub = add("physics", _physics, "Statistics of the zeros beside theory; with a run, which primes it has learned.")
     sub.add_argument("run_dir", type=Path, nargs="?", metavar="RUN")
-    sub.add_argument("--zeros", type=_positive, metavar="N", help="only the last N zeros")
+    sub.add_argument("--zeros", type=positive_int, metavar="N", help="only the last N zeros")
     _data_flag(sub)
-    _device_flag(sub)
-    _json_flag(sub)
+    device_flag(sub)
+    json_flag(sub)
 
     sub = add("report", _report, "Rebuild a run's HTML report from its saved arrays.")
     sub.add_argument("run_dir", type=Path, metavar="RUN")
@@ -89,38 +89,23 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("presets", nargs="+", choices=PRESETS, metavar="PRESET")
     sub.add_argument("--seeds", nargs="+", type=int, default=[7, 42, 1337], metavar="S")
     sub.add_argument("--source", choices=["zeta", "shuffled", "gue"], default="zeta", help="other data are controls")
-    sub.add_argument("--steps", type=_positive, metavar="N", help="instead of the preset's")
+    sub.add_argument("--steps", type=positive_int, metavar="N", help="instead of the preset's")
     sub.add_argument("--out", type=Path, default=Path("runs/rh-memory/sweep"), metavar="DIR")
     sub.add_argument("--engine", choices=("local", "ray"), default="local")
     sub.add_argument("--address", help="Ray cluster; default: a new one on this machine")
-    sub.add_argument("--workers", type=_positive, metavar="N", help="runs at a time; default: GPUs / gpus-per-job")
+    sub.add_argument("--workers", type=positive_int, metavar="N", help="runs at a time; default: GPUs / gpus-per-job")
     sub.add_argument("--gpus-per-job", type=float, default=1.0, metavar="F", help="a fraction shares one GPU")
 
     sub = add("bench", _bench, "Measure training: windows and targets per second of every preset.")
     sub.add_argument("presets", nargs="*", metavar="PRESET", help="default: those that suit the device")
     sub.add_argument("--out", type=Path, metavar="JSON", help="write the record here as well")
-    _device_flag(sub)
-    _json_flag(sub)
+    device_flag(sub)
+    json_flag(sub)
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return value
-
-
-def _json_flag(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--json", action="store_true", help="print one JSON object on stdout")
 
 
 def _data_flag(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--data", type=Path, metavar="FILE.npy", help="zeros; default: the first two million, computed")
-
-
-def _device_flag(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--device", default=None, help="cpu or cuda; default: cuda when there is one")
 
 
 def _zeros(args: argparse.Namespace) -> None:
