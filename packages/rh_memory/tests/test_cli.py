@@ -13,7 +13,10 @@ from rh_memory import cli
 from rh_memory.cli import main
 from rh_memory.config import PRESETS, TrainConfig
 
-COMMANDS = ["zeros", "import", "train", "baselines", "evaluate", "diagnose", "physics", "report", "sweep", "bench"]
+COMMANDS = [
+    "zeros", "import", "train", "baselines", "evaluate", "diagnose", "physics", "report", "sweep", "collect",
+    "verdicts", "bench",
+]  # fmt: skip
 
 
 def config_of(*argv):
@@ -57,8 +60,8 @@ def test_presets_are_what_their_names_say():
     configs = {name: config for name, (_, config) in PRESETS.items()}
     for name in ("e0", "e1", "e2", "e3", "e4", "e5", "e3-original", "explicit", "explicit-small"):
         assert isinstance(configs[name], TrainConfig)
-    assert {configs[f"explicit-{kind}"].model.frequencies for kind in ("shuffled", "random", "composite")} == {
-        "shuffled", "random", "composite",
+    assert {configs[f"explicit-{kind}"].model.frequencies for kind in ("shuffled", "random", "composite", "even")} == {
+        "shuffled", "random", "composite", "even",
     }  # fmt: skip
     assert configs["explicit-frozen"].model.height == "frozen"
     assert [configs[f"e{i}"].model.memory for i in range(6)] == ["none"] + ["prefix"] * 2 + ["postfix"] * 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import pairwise
 
@@ -11,7 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lab_shared.testing import assert_parity
-from rh_memory.data.controls import LOG_HEIGHT, gue_spacings, shuffled
+from rh_memory import sine_process
+from rh_memory.data import controls
+from rh_memory.data.controls import LOG_HEIGHT, default_gue, gue_spacings, shuffled
 from rh_memory.data.unfold import Spacings, spacings, unfold
 from rh_memory.data.windows import SpacingData, SplitError, rows, split
 from rh_memory.zeros.store import Zeros
@@ -165,6 +168,51 @@ def test_gue_against_theory():
     assert (x < 0.1).mean() == pytest.approx(math.pi**2 / 9 * 1e-3, abs=6e-4)
     assert np.all(s.log_height == np.float32(LOG_HEIGHT))
     assert_parity((s.centre + s.offset), np.cumsum(x), atol=1e-6)
+
+
+def test_gue_gaps_follow_gaudin_and_are_rigid():
+    """Simulated, at the default size: Kolmogorov-Smirnov distance to the exact gap law, and the number variance."""
+    s = gue_spacings(30_000, seed=1)
+    x = s.s.astype(np.float64)
+    grid = np.linspace(0, 4, 4001)
+    density = np.exp(sine_process.gap_log_density(grid[1:]))
+    cdf = np.concatenate([[0.0], np.cumsum((density + np.concatenate([[0.0], density[:-1]])) / 2 * 1e-3)])
+    assert cdf[-1] == pytest.approx(1, abs=1e-5)
+    empirical = (np.arange(len(x)) + 0.5) / len(x)
+    distance = np.abs(np.interp(np.sort(x), grid, cdf) - empirical).max()
+    assert distance < 1.63 / math.sqrt(len(x))  # 1 % of independent samples lie above
+    assert s.segment == 768
+    points = np.cumsum(x[: len(x) // 768 * 768].reshape(-1, 768), axis=1)
+    lengths = np.array([1.0, 5.0, 20.0])
+    for length, expected in zip(lengths, sine_process.number_variance(lengths), strict=True):
+        counts = [
+            np.searchsorted(row, starts + length) - np.searchsorted(row, starts)
+            for row in points
+            for starts in [np.arange(1.0, row[-1] - length - 1, 0.5)]
+        ]
+        assert np.mean((np.concatenate(counts) - length) ** 2) == pytest.approx(expected, rel=0.04)
+
+
+def test_tridiagonal_eigenvalues_are_scipys():
+    linalg = pytest.importorskip("scipy.linalg")
+    rng = np.random.default_rng(0)
+    diagonal, off = rng.standard_normal(50), rng.random(49)
+    expected = linalg.eigvalsh_tridiagonal(diagonal, off)
+    np.testing.assert_allclose(controls._tridiagonal_eigenvalues(diagonal.copy(), off.copy()), expected, atol=1e-13)
+
+
+def test_gue_is_simulated_once_and_again_when_damaged(tmp_path, monkeypatch):
+    first = default_gue(1000, 3, tmp_path)
+    np.testing.assert_array_equal(first.s, gue_spacings(1000, 3).s)
+    calls = []
+    monkeypatch.setattr(controls, "gue_spacings", lambda n, seed: calls.append(n) or gue_spacings(n, seed))
+    np.testing.assert_array_equal(default_gue(1000, 3, tmp_path).s, first.s)
+    assert not calls
+    path = tmp_path / "gue_1000_seed3.npy"
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\0")
+    np.testing.assert_array_equal(default_gue(1000, 3, tmp_path).s, first.s)
+    assert calls == [1000]
+    assert json.loads((tmp_path / "gue_1000_seed3.json").read_text())["bulk"] == controls.BULK
 
 
 def test_gue_depends_on_the_seed_alone():

@@ -14,7 +14,7 @@ from rh_memory.config import EXPLICIT_SMALL, DataConfig, ModelConfig
 from rh_memory.data.unfold import Spacings
 from rh_memory.data.windows import SpacingData
 from rh_memory.diagnostics import ablation, aggregate, attention, blocks, geometry, identity, rollout
-from rh_memory.diagnostics.golden import Golden, readout_nll, slot_states, window_nll
+from rh_memory.diagnostics.golden import Golden, readout_nll, slot_states, under_changes, window_nll
 from rh_memory.linear import LinearFit
 from rh_memory.models import build_model
 
@@ -64,6 +64,61 @@ def test_subsets_hold_the_whole_and_the_singles(golden, postfix):
         float(readout_nll(postfix, h, golden.targets(), keep=only).mean()), abs=1e-5
     )
     assert [row["slots"] for row in found["by_size"]] == [1, 2, 3]
+    even_W = torch.from_numpy(golden.spacing_W // 256 % 2 == 0)
+    alone = {
+        tuple(i for i in range(3) if code >> i & 1): readout_nll(
+            postfix, h, golden.targets(), keep=torch.tensor([bool(code >> i & 1) for i in range(3)])
+        )
+        for code in range(1, 8)
+    }
+    assert found["nll"] == pytest.approx([float(nll_W.mean()) for nll_W in alone.values()], abs=1e-5)
+    for row in found["by_size"]:  # chosen on the odd blocks, scored on the even ones
+        rivals = [slots for slots in alone if len(slots) == row["slots"]]
+        best = min(rivals, key=lambda slots: float(alone[slots][~even_W].mean()))
+        assert tuple(row["best_slots"]) == best
+        assert row["best"] == pytest.approx(float(alone[best][even_W].mean()), abs=1e-5)
+        assert row["worst"] == pytest.approx(max(float(alone[slots].mean()) for slots in rivals), abs=1e-5)
+
+
+def test_replacements_and_effects_match_the_readout_of_changed_states(golden, postfix):
+    h, y = slot_states(postfix, golden), golden.targets()
+    base = readout_nll(postfix, h, y)
+    changed = h.clone()
+    changed[:, 1] = h[:, 1].mean(0)
+    found = ablation.replacements(postfix, golden, h)
+    assert found["mean"][1]["value"] == pytest.approx(float((readout_nll(postfix, changed, y) - base).mean()), abs=1e-5)
+    without = torch.tensor([True, False, True])
+    with torch.inference_mode():
+        shift = postfix.readout(h, keep=without).mean() - postfix.readout(h).mean()
+    assert ablation.effect_sizes(postfix, h)["effect"][1] == pytest.approx(
+        float(shift.square().mean().sqrt()), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("memory", ["none", "prefix", "postfix"])
+def test_changes_at_once_are_predictions_one_by_one(golden, memory):
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(memory=memory, **TINY)).eval()
+    few = golden.few(10)
+    changes = [{}, {}] if memory == "none" else [{}, {"id_perm": torch.tensor([1, 2, 0])}]
+    together = under_changes(model, few, changes, title="test")
+    for change, nll_W in zip(changes, together, strict=True):
+        assert torch.allclose(nll_W, window_nll(model, few, **change), atol=1e-5)
+
+
+@pytest.mark.parametrize("memory", ["prefix", "postfix"])
+def test_gradients_of_groups_are_those_of_each_alone(golden, memory):
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(memory=memory, **TINY)).eval()
+    few = golden.few(11)
+    together = geometry.content_gradients(model, few, 4)
+    assert together.shape == (3, 3, 16)
+    for row, starts in zip(together, few.starts_W.split(4), strict=True):
+        window = few.data.window(starts, few.width)
+        content = model.slot_embeddings()[0].detach().clone().requires_grad_(True)
+        loss = -model.predict(window, "last", content=content).log_prob(window.s_BW[:, -1]).mean()
+        (alone,) = torch.autograd.grad(loss, content)
+        assert torch.allclose(row, alone, atol=1e-6 + 1e-4 * float(alone.abs().max()))
 
 
 def test_replacing_a_state_that_never_varies_costs_nothing(golden, postfix):

@@ -239,3 +239,48 @@ def test_attention_profile_is_of_the_slots_and_normalised():
     total = profile.sum(-1)  # the rest is what slots pay to themselves and to earlier slots
     assert 0.3 < float(total.min()) <= float(total.max()) < 1
     assert (total[:, :, 0] > total[:, :, 3]).any()
+
+
+# --- many changes at once -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ORIGINAL,
+        replace(MODERN, slot_id_mode="permute_per_batch", eval_perm_average=2),
+        replace(MODERN, causal_slots=False, slot_position=False),
+    ],
+)
+def test_changes_side_by_side_equal_predictions_one_by_one(config):
+    model, batch = awake(config), windows()
+    perm, content = torch.tensor([2, 0, 3, 1]), torch.randn(M, 32)
+    remove = torch.tensor([False, True, False, True])
+    changes = [
+        {},
+        {"remove": remove},
+        {"id_perm": perm},
+        {"position_perm": perm, "remove": remove},
+        {"id_perm": perm, "position_perm": perm, "weight_perm": perm.flip(0), "content": content},
+        {"legacy_slot_off": 1},
+    ] * 7  # more groups than one pass takes
+    y = batch.s_BW[:, -1]
+    together = model.compare(batch, changes).log_prob(y[:, None])
+    assert together.shape == (3, 42)
+    for change, found in zip(changes[:6], together.unbind(1), strict=False):
+        assert_parity(found, model.predict(batch, "last", **change).log_prob(y), atol=5e-5)
+    assert_parity(together[:, 36:], together[:, :6], atol=5e-5)
+    assert (together[:, 1:6] - together[:, :1]).abs().amax(0).min() > 1e-4
+
+
+@pytest.mark.gpu
+def test_changes_side_by_side_on_a_gpu():
+    """float32 without compilation: complex rotations and the written-out mask."""
+    model, batch = awake(MODERN), windows(64)
+    perm = torch.tensor([2, 0, 3, 1])
+    changes = [{}, {"remove": torch.tensor([False, True, False, True])}, {"id_perm": perm, "position_perm": perm}]
+    y = batch.s_BW[:, -1]
+    expected = model.compare(batch, changes).log_prob(y[:, None])
+    there = [{name: x.cuda() for name, x in change.items()} for change in changes]
+    found = model.cuda().compare(batch.to("cuda"), there).log_prob(y[:, None].cuda())
+    assert_parity(found.cpu(), expected, atol=1e-3)

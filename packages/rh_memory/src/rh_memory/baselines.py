@@ -38,7 +38,7 @@ Floats = NDArray[np.float64]
 AR_ROWS, PRIME_ROWS = 600_000, 200_000
 """Training spacings nearest to the scored ones that weights which follow the height are fitted on."""
 GUE_SPACINGS, GUE_SIZE, GUE_SEED = 61_440, 512, 0
-_VERSION = 1
+_VERSION = 2
 _BINS, _LONGEST = 400, 4.0
 INFORMATION = {
     "iid marginal": "none",

@@ -91,10 +91,21 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--source", choices=["zeta", "shuffled", "gue"], default="zeta", help="other data are controls")
     sub.add_argument("--steps", type=positive_int, metavar="N", help="instead of the preset's")
     sub.add_argument("--out", type=Path, default=Path("runs/rh-memory/sweep"), metavar="DIR")
+    sub.add_argument("--diagnose", action="store_true", help="follow each run by its diagnostics")
+    sub.add_argument("--collect", type=Path, metavar="DIR", help="copy the runs' small files here, for keeping")
     sub.add_argument("--engine", choices=("local", "ray"), default="local")
     sub.add_argument("--address", help="Ray cluster; default: a new one on this machine")
     sub.add_argument("--workers", type=positive_int, metavar="N", help="runs at a time; default: GPUs / gpus-per-job")
     sub.add_argument("--gpus-per-job", type=float, default=1.0, metavar="F", help="a fraction shares one GPU")
+
+    sub = add("collect", _collect, "Copy the small files of runs, all that verdicts need, into one folder.")
+    sub.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR")
+
+    sub = add("verdicts", _verdicts, "Judge the claims about memory by runs over seeds; tables of all scores.")
+    sub.add_argument("runs", nargs="+", metavar="DIR|GLOB", help="folders of runs, and files of `diagnose --json`")
+    sub.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables here as well")
+    json_flag(sub)
 
     sub = add("bench", _bench, "Measure training: windows and targets per second of every preset.")
     sub.add_argument("presets", nargs="*", metavar="PRESET", help="default: those that suit the device")
@@ -157,7 +168,21 @@ def _sweep(args: argparse.Namespace) -> None:
     from rh_memory.sweep import sweep
 
     where = {name: getattr(args, name) for name in ("engine", "address", "workers", "gpus_per_job")}
-    print(sweep(args.presets, args.seeds, args.out, source=args.source, steps=args.steps, **where))
+    follow = {"diagnose": args.diagnose, "collect_in": args.collect}
+    print(sweep(args.presets, args.seeds, args.out, source=args.source, steps=args.steps, **follow, **where))
+
+
+def _collect(args: argparse.Namespace) -> None:
+    from rh_memory.records import collect
+
+    for folder in collect(args.runs, args.out):
+        print(folder)
+
+
+def _verdicts(args: argparse.Namespace) -> None:
+    from rh_memory.verdicts import main as verdicts
+
+    verdicts(args.runs, json=args.json, markdown_file=args.markdown)
 
 
 def _bench(args: argparse.Namespace) -> None:

@@ -32,9 +32,12 @@ class ModelConfig:
     """spacing: s. height: (s - 1, log(gamma / 2 pi) - 11.5), which tells the model the local density of zeros."""
     values: Literal["plain", "prime_rotary"] = "plain"
     """prime_rotary: values turn with gamma log q for prime powers q, so that a head forms tapered Landau sums."""
-    frequencies: Literal["prime_powers", "shuffled", "random", "composite"] = "prime_powers"
+    frequencies: Literal["prime_powers", "shuffled", "random", "composite", "even"] = "prime_powers"
     """What takes the place of log q in prime_rotary; all but prime_powers are controls (see models/rotary.py)."""
     frequency_seed: int = 0
+    """Of shuffled and random."""
+    frequency_top: float | None = None
+    """Largest frequency of random and even; None takes that of as many prime powers."""
     height: Literal["true", "frozen"] = "true"
     """frozen: control; the model is told one constant height, and gamma is rebuilt from the spacings at that height."""
     mixture: Literal["gaussian", "lognormal"] = "gaussian"
@@ -234,6 +237,10 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "explicit-random": (
         "Control: random frequencies over the range of the log prime powers.",
         _with(EXPLICIT, model={"frequencies": "random"}),
+    ),
+    "explicit-even": (
+        "Control: evenly spaced frequencies over the range of the log prime powers.",
+        _with(EXPLICIT, model={"frequencies": "even"}),
     ),
     "explicit-composite": (
         "Control: logarithms of numbers with two or more different primes.",

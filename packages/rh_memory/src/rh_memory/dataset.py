@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rh_memory.config import TrainConfig
-from rh_memory.data.controls import gue_spacings, shuffled
+from rh_memory.data.controls import default_gue, shuffled
 from rh_memory.data.unfold import Spacings, unfold
 from rh_memory.data.windows import Part, SpacingData, Split, rows, split
 from rh_memory.zeros.store import default_zeros, load
@@ -42,13 +42,13 @@ class Dataset:
 
 
 def load_spacings(config: TrainConfig, device: torch.device) -> tuple[Spacings, str]:
-    """Spacings and what they are. Zeros not computed before are computed on `device`.
+    """Spacings and what they are. Zeros not computed before are computed on `device`, GUE matrices on the CPU.
 
     Raises UserError for a file that is missing or damaged.
     """
     data = config.data
     if data.source == "gue":
-        return gue_spacings(data.zeros, data.seed), f"{data.zeros:,} simulated GUE spacings"
+        return default_gue(data.zeros, data.seed, Path(data.folder)), f"{data.zeros:,} simulated GUE spacings"
     if data.file is not None:
         zeros, label = load(Path(data.file)), f"zeta zeros of {data.file}"
     else:

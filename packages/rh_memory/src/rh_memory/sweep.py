@@ -1,4 +1,4 @@
-"""Presets over seeds as one list of jobs, and their scores as one table."""
+"""Presets over seeds as one list of jobs: training, if asked what the memories do, and one table of scores."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from lab_shared.sweep import Engine, Job, run_jobs
 
 from rh_memory.config import PRESETS
+from rh_memory.records import collect
 from rh_memory.train import resume, train
 
 
@@ -32,6 +33,14 @@ def train_job(out: Path, *, preset: str, seed: int, source: str, steps: int | No
     return json.loads((out / "DONE.json").read_text())["summary"]
 
 
+def diagnose_job(out: Path, *, run: str) -> dict[str, Any]:
+    """Diagnose the run OUT/../RUN, which gets its diagnostics.json; the headlines."""
+    from rh_memory.diagnostics import diagnose
+    from rh_memory.diagnostics.aggregate import headlines
+
+    return headlines(diagnose(out.parent / run))
+
+
 def sweep(
     presets: Sequence[str],
     seeds: Sequence[int],
@@ -39,6 +48,8 @@ def sweep(
     *,
     source: str = "zeta",
     steps: int | None = None,
+    diagnose: bool = False,
+    collect_in: Path | None = None,
     engine: Engine = "local",
     address: str | None = None,
     workers: int | None = None,
@@ -46,15 +57,22 @@ def sweep(
 ) -> str:
     """Train each preset with each seed under `out`, skipping what is done; returns the table of scores.
 
+    diagnose: each run is followed by a job of its own that diagnoses it. collect_in: folder to copy the small files of
+    all runs to (see `records.collect`), for `rh-memory verdicts` and for keeping.
+
     Raises UserError naming the jobs that failed, once all others have run.
     """
-    suffix = "" if source == "zeta" else f"-{source}"
+    suffix = ("" if source == "zeta" else f"-{source}") + ("" if steps is None else f"-{steps}steps")
     names = {(preset, seed): f"{preset}{suffix}-seed{seed}" for preset in presets for seed in seeds}
     jobs = [
         Job(name, train_job, {"preset": preset, "seed": seed, "source": source, "steps": steps})
         for (preset, seed), name in names.items()
     ]
+    if diagnose:
+        jobs += [Job(f"{name}-diagnosis", diagnose_job, {"run": name}, (name,)) for name in names.values()]
     done = run_jobs(jobs, out, engine=engine, address=address, workers=workers, gpus_per_job=gpus_per_job)
+    if collect_in is not None:
+        collect([out / name for name in names.values()], collect_in)
     rows = {preset: [done[names[preset, seed]] for seed in seeds] for preset in presets}
     return table(rows, seeds)
 

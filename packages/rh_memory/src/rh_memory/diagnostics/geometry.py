@@ -17,6 +17,9 @@ from torch import Tensor
 
 from rh_memory.diagnostics.golden import Golden
 
+_WINDOWS = 256
+"""Windows of a pass with gradients, whose activations are all kept."""
+
 
 def cosines(x_MD: Tensor) -> Tensor:
     """(M, M) cosines; rows of zeros give 0."""
@@ -65,20 +68,29 @@ def readout_weights(model: Any) -> dict[str, Any]:
     return {"weight": weight_M.tolist(), "uniformity": entropy / math.log(len(weight_M)) if len(weight_M) > 1 else 1.0}
 
 
-def content_gradients(model: Any, golden: Golden) -> Tensor:
-    """(batches, M, D): d NLL / d content of each of golden's batches, in the mode the model is in."""
-    content_MD = model.slot_embeddings()[0].detach().clone().requires_grad_(True)
+def content_gradients(model: Any, golden: Golden, size: int) -> Tensor:
+    """(G, M, D): d NLL / d content, mean over every `size` golden windows in turn, in the mode the model is in.
+
+    Windows of many groups go through one pass, in which every group has a copy of the contents for its gradient.
+    """
+    content_MD = model.slot_embeddings()[0].detach()
     rows = []
-    for window in golden.windows():
-        loss = -model.predict(window, "last", content=content_MD).log_prob(window.s_BW[:, -1]).mean()
-        rows.append(torch.autograd.grad(loss, content_MD)[0])
-    return torch.stack(rows)
+    for window in replace(golden, batch=max(1, _WINDOWS // size) * size).windows():
+        groups = -(-len(window) // size)
+        content_GMD = content_MD.repeat(groups, 1, 1).requires_grad_(True)
+        content_BMD = content_GMD.repeat_interleave(size, 0)[: len(window)]
+        nll_B = -model.predict(window, "last", content=content_BMD).log_prob(window.s_BW[:, -1])
+        sum_GMD = torch.autograd.grad(nll_B.sum(), content_GMD)[0]
+        count_G = torch.full((groups, 1, 1), float(size), device=golden.device)
+        count_G[-1] = len(window) - (groups - 1) * size
+        rows.append(sum_GMD / count_G)
+    return torch.cat(rows)
 
 
 def gradients(model: Any, golden: Golden, *, groups: int = 32, size: int = 32) -> Tensor:
     """(G, M, D): content gradients of groups of `size` golden windows, in eval mode."""
     model.eval()
-    return content_gradients(model, replace(golden.few(groups * size), batch=size))
+    return content_gradients(model, golden.few(groups * size), size)
 
 
 def gradient_geometry(gradient_GMD: Tensor) -> dict[str, Any]:

@@ -1,20 +1,22 @@
 """The fixed windows all diagnostics share: every variant of a model meets the same targets, so differences are paired.
 
-Shapes: W windows, M slots, D channels.
+Shapes: W windows, B windows of a batch, V changes, M slots, D channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from lab_shared.progress import Counter
 from numpy.typing import NDArray
 from torch import Tensor
 
 from rh_memory.data.windows import SpacingData, WindowBatch
+from rh_memory.mdn import Mixture
 from rh_memory.scores import WIDTH, Estimate, block_estimate
 
 Floats = NDArray[np.float64]
@@ -53,7 +55,7 @@ class Golden:
 
     def targets(self) -> Tensor:
         """(W,) on the data's device."""
-        return torch.cat([batch.s_BW[:, -1] for batch in self.windows()])
+        return self.data.s[self.starts_W.to(self.device) + self.width - 1]
 
     def estimate(self, values_W: Any) -> Estimate:
         """Mean and block-bootstrap interval of one value per window."""
@@ -83,3 +85,35 @@ def window_nll(model: Any, golden: Golden, **changes: Any) -> Tensor:
     """NLL (W,) at the end of each window; `changes` are model.predict's keywords."""
     parts = [-model.predict(batch, "last", **changes).log_prob(batch.s_BW[:, -1]) for batch in golden.windows()]
     return torch.cat(parts).float()
+
+
+def negative_log(density: Mixture, y: Tensor) -> Tensor:
+    """NLL of y under `density`: what `under_changes` reads by default."""
+    return -density.log_prob(y)
+
+
+@torch.inference_mode()
+def under_changes(
+    model: Any,
+    golden: Golden,
+    changes: Sequence[Mapping[str, Any]],
+    read: Callable[[Mixture, Tensor], Tensor] = negative_log,
+    *,
+    title: str,
+) -> Tensor:
+    """(V, W): `read` of density and target at the end of each window, under each change (keywords of model.predict).
+
+    {} is the model as it is. A postfix memory computes its data stream once for all changes (`PostfixMDN.compare`).
+    """
+    parts, done = [], 0
+    with Counter(title, len(golden), "windows") as counter:
+        for batch in golden.windows():
+            y_B = batch.s_BW[:, -1]
+            if model.config.memory == "postfix":
+                part = read(model.compare(batch, changes), y_B[:, None]).mT
+            else:
+                part = torch.stack([read(model.predict(batch, "last", **change), y_B) for change in changes])
+            parts.append(part.float())
+            done += len(batch)
+            counter.show(done)
+    return torch.cat(parts, 1)

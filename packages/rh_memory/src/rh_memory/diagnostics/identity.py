@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lab_shared.progress import Counter
 from torch import Tensor
 
-from rh_memory.diagnostics.golden import Golden, window_nll
+from rh_memory.diagnostics.golden import Golden, under_changes
 
 PARTS = {
     "identity embedding": ["id_perm"],
@@ -38,20 +37,16 @@ def permutation_test(model: Any, golden: Golden, *, count: int = 8, seed: int = 
 
     A prefix memory has no readout weights; its whole identity is embedding and position.
     """
-    base_W = window_nll(model, golden)
     parts = {name: keys for name, keys in PARTS.items() if model.config.memory == "postfix" or name != "readout weight"}
-    costs: dict[str, list[Tensor]] = {name: [] for name in parts}
-    with Counter("permuting", count, "permutations") as counter:
-        for done, p in enumerate(permutations(model.n_memory, count, seed), start=1):
-            for name, keys in parts.items():
-                used = keys if model.config.memory == "postfix" else [key for key in keys if key != "weight_perm"]
-                changes = {key: p.to(golden.device) for key in used}
-                costs[name].append(window_nll(model, golden, **changes) - base_W)
-            counter.show(done)
+    if model.config.memory != "postfix":
+        parts["whole identity"] = [key for key in parts["whole identity"] if key != "weight_perm"]
+    drawn = [p.to(golden.device) for p in permutations(model.n_memory, count, seed)]
+    changes = [dict.fromkeys(keys, p) for keys in parts.values() for p in drawn]
+    nll_VW = under_changes(model, golden, [{}, *changes], title="permuting")
     found = {}
-    for name, rows in costs.items():
-        each = [float(row.mean()) for row in rows]
-        estimate = golden.estimate(torch.stack(rows).mean(0))
+    for name, cost_PW in zip(parts, (nll_VW[1:] - nll_VW[0]).split(count), strict=True):
+        each = cost_PW.double().mean(1).tolist()
+        estimate = golden.estimate(cost_PW.mean(0))
         found[name] = {**estimate.json(), "smallest": min(each), "largest": max(each), "permutations": count}
     return found
 
@@ -63,12 +58,13 @@ def content_test(model: Any, golden: Golden, marginal_nll: float) -> dict[str, A
     cost is also given as a share of what the model gains over the i.i.d. marginal, `marginal_nll`: that gain has a zero
     point, which an NLL has not.
     """
-    base_W = window_nll(model, golden)
     content_MD, id_MD = (x.detach() for x in model.slot_embeddings())
     own_M = torch.arange(model.n_memory, device=golden.device)
-    identity_only = window_nll(model, golden, content=torch.zeros_like(content_MD)) - base_W
+    zeroed = {"content": torch.zeros_like(content_MD)}
     # Slot i is given identity i on top of any content, so what differs between identities is taken out here.
-    content_only = window_nll(model, golden, content=content_MD - id_MD + id_MD.mean(0), id_perm=own_M) - base_W
+    averaged = {"content": content_MD - id_MD + id_MD.mean(0), "id_perm": own_M}
+    base_W, zeroed_W, averaged_W = under_changes(model, golden, [{}, zeroed, averaged], title="contents")
+    identity_only, content_only = zeroed_W - base_W, averaged_W - base_W
     gain, lost = marginal_nll - float(base_W.mean()), float(content_only.mean())
     return {
         "identity_only": golden.estimate(identity_only).json(),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rh_memory.data.windows import SpacingData
 from rh_memory.diagnostics.geometry import content_gradients, cosines, off_diagonal
-from rh_memory.diagnostics.golden import Golden, window_nll
+from rh_memory.diagnostics.golden import Golden, under_changes, window_nll
 from rh_memory.diagnostics.rollout import roll, true_future
 
 VACUOUS = {
@@ -72,7 +72,7 @@ def run(
     colour = "red" if largest > 0.8 else "yellow" if largest > 0.5 else "green"
     found["B similarity"] = {"largest_cosine": largest, "colour": colour, "passes": largest <= 0.8}
     model.train()
-    gradient_GMD = content_gradients(model, draw(10 * batch))
+    gradient_GMD = content_gradients(model, draw(10 * batch), batch)
     model.eval()
     rows_MN = gradient_GMD.transpose(0, 1).flatten(1)
     correlation = float(off_diagonal(torch.corrcoef(rows_MN)).abs().mean())
@@ -94,8 +94,8 @@ def run(
 
 
 def _ablation(model: Any, golden: Golden) -> dict[str, dict[str, Any]]:
-    base = window_nll(model, golden).mean()
-    deltas = [float(window_nll(model, golden, legacy_slot_off=i).mean() - base) for i in range(model.n_memory)]
+    nll_V = under_changes(model, golden, _as_is_and_slots_off(model), title="slots off").double().mean(1)
+    base, deltas = nll_V[0], (nll_V[1:] - nll_V[0]).tolist()
     curve = torch.tensor(sorted(deltas, reverse=True)).cumsum(0).tolist()
     return {
         "A ablation": {"nll": float(base), "delta": deltas, "largest": max(deltas), "passes": max(deltas) > 0.01},
@@ -103,14 +103,13 @@ def _ablation(model: Any, golden: Golden) -> dict[str, dict[str, Any]]:
     }
 
 
-@torch.inference_mode()
-def _effects(model: Any, golden: Golden) -> dict[str, Any]:
-    def means(**changes: Any) -> Tensor:
-        return torch.cat([model.predict(window, "last", **changes).mean() for window in golden.windows()])
+def _as_is_and_slots_off(model: Any) -> list[dict[str, int]]:
+    return [{}, *({"legacy_slot_off": i} for i in range(model.n_memory))]
 
-    base = means()
-    effects = [(means(legacy_slot_off=i) - base).square().mean().sqrt() for i in range(model.n_memory)]
-    effect_M = torch.stack(effects).double().cpu()
+
+def _effects(model: Any, golden: Golden) -> dict[str, Any]:
+    mean_VW = under_changes(model, golden, _as_is_and_slots_off(model), lambda p, y: p.mean(), title="effects")
+    effect_M = (mean_VW[1:] - mean_VW[0]).square().mean(1).sqrt().double().cpu()
     share_M = effect_M / effect_M.sum().clamp_min(1e-12) + 1e-12
     entropy = float(-(share_M * share_M.log()).sum())
     return {"effect": effect_M.tolist(), "entropy": entropy, "passes": entropy > 1.5}
@@ -150,21 +149,15 @@ def _attention(model: Any, golden: Golden) -> dict[str, Any]:
 
 
 def _permutation(model: Any, golden: Golden, generator: torch.Generator) -> dict[str, Any]:
-    base = float(window_nll(model, golden).mean())
-    nll = [
-        float(
-            window_nll(
-                model, golden, id_perm=torch.randperm(model.n_memory, generator=generator).to(golden.device)
-            ).mean()
-        )
-        for _ in range(5)
-    ]
+    drawn = [torch.randperm(model.n_memory, generator=generator).to(golden.device) for _ in range(5)]
+    nll_VW = under_changes(model, golden, [{}, *({"id_perm": p} for p in drawn)], title="identities dealt anew")
+    base, *nll = nll_VW.double().mean(1).tolist()
     increase = (sum(nll) / len(nll) - base) / abs(base)
     return {"nll": base, "permuted": nll, "relative_increase": increase, "passes": increase <= 0.1}
 
 
 def _gradient_rank(model: Any, golden: Golden) -> dict[str, Any]:
-    rows = content_gradients(model, golden).flatten(0, 1).double()
+    rows = content_gradients(model, golden, golden.batch).flatten(0, 1).double()
     power = torch.linalg.svdvals(rows - rows.mean(0)).square()
     if float(power.sum()) == 0:
         return {"r90": 0, "r50": 0, "effective_rank": 0.0, "ratio": 0.0, "passes": False}

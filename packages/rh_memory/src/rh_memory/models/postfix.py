@@ -9,7 +9,8 @@ Shapes: B batch, T spacings, R groups, M slots, D channels, K components, H head
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from lab_shared.attention import Backend, Mask
@@ -22,7 +23,7 @@ from rh_memory.models.backbone import Backbone, Context, Output, Positions, init
 from rh_memory.models.slots import Slots, averaged, check_slots, eval_identities
 
 _GROUPS_PER_PASS = 32
-"""Groups of slots of one pass when every position is asked for; bounds the T + R M tokens of the attention."""
+"""Groups of slots of one pass when many positions are asked for; bounds the T + R M tokens of the attention."""
 
 
 class PostfixMDN(nn.Module):
@@ -68,7 +69,7 @@ class PostfixMDN(nn.Module):
     ) -> Tensor:
         """Final slot states (B, R, M, D) of groups that see the first seen_R[r] spacings.
 
-        slots: tokens (M, D) or (B, M, D). mask: over [data, R groups].
+        slots: tokens (M, D) or (B, M, D), the same in every group, or (1, R, M, D). mask: over [data, R groups].
         """
         data = self.backbone.see(data)
         m, r, (b, t) = self.n_memory, seen_R.numel(), data.s_BT.shape
@@ -76,7 +77,8 @@ class PostfixMDN(nn.Module):
         if position_perm_M is not None:  # place p in a group is taken by the slot whose position is p
             slots = slots.index_select(-2, position_perm_M.argsort())
         x_BTD = self.backbone.embed(data)
-        x_BRMD = slots.to(x_BTD.dtype).unsqueeze(-3).expand(b, r, m, -1)
+        slots = slots if slots.dim() == 4 else slots.unsqueeze(-3)
+        x_BRMD = slots.to(x_BTD.dtype).expand(b, r, m, -1)
         if self.config.seed_slots:
             x_BRMD = x_BRMD + x_BTD[:, seen_R - 1, None]
         place_M = torch.arange(m, device=device) * int(self.config.slot_position)
@@ -88,12 +90,13 @@ class PostfixMDN(nn.Module):
 
     def pool(self, h_BRMD: Tensor, *, keep: Tensor | None = None, weight_perm_M: Tensor | None = None) -> Tensor:
         """sum_i softmax(w)_i h_i (..., D), the softmax over the slots that `keep` (..., M) leaves."""
-        logit_M = self.readout_M if weight_perm_M is None else self.readout_M[weight_perm_M]
-        if keep is None:
-            weight = logit_M.softmax(-1)
-        else:
-            weight = logit_M.masked_fill(~keep, -torch.inf).softmax(-1)
+        weight = self.pooling_weights(keep=keep, weight_perm_M=weight_perm_M)
         return (h_BRMD * weight.to(h_BRMD.dtype)[..., None]).sum(-2)
+
+    def pooling_weights(self, *, keep: Tensor | None = None, weight_perm_M: Tensor | None = None) -> Tensor:
+        """softmax(w) (..., M) over the slots that `keep` (..., M) leaves."""
+        logit_M = self.readout_M if weight_perm_M is None else self.readout_M[weight_perm_M]
+        return (logit_M if keep is None else logit_M.masked_fill(~keep, -torch.inf)).softmax(-1)
 
     def _dropped(self, h_BRMD: Tensor) -> Tensor:
         """bool (B, 1, M): slots kept in the pooling of each window; all where none would be left."""
@@ -101,7 +104,7 @@ class PostfixMDN(nn.Module):
         return keep | ~keep.any(-1, keepdim=True)
 
     def _mask(self, n_data: int, contexts: Sequence[int], device: torch.device, gone_M: Tensor | None = None) -> Mask:
-        """gone_M: bool by place, slots that nobody may look at but themselves (their own states mean nothing)."""
+        """gone_M: bool by place, slots that nobody may look at (their own states mean nothing); or (R, M), by group."""
         m, causal = self.n_memory, self.config.causal_slots
         if gone_M is None:
             whole = list(contexts) == [n_data]
@@ -109,7 +112,7 @@ class PostfixMDN(nn.Module):
                 n_data, m, positions=None if whole else contexts, causal_slots=causal, device=device
             )
         written = Mask.memory_postfix(n_data, m, positions=list(contexts), causal_slots=causal, device=device)
-        gone = torch.cat([gone_M.new_zeros(n_data), gone_M.repeat(len(contexts))])
+        gone = torch.cat([gone_M.new_zeros(n_data), gone_M.expand(len(contexts), -1).flatten()])
         return Mask.dense(written.allowed_dense & ~gone)
 
     def predict(
@@ -143,12 +146,48 @@ class PostfixMDN(nn.Module):
             for first in range(0, len(contexts), _GROUPS_PER_PASS):
                 some = contexts[first : first + _GROUPS_PER_PASS]
                 mask = self._mask(t, some, device, _by_place(remove, position_perm))
-                seen_R = torch.tensor(some, device=device)
+                seen_R = _on_device(some, device)
                 h_BRMD = self.states(data, seen_R, mask, slots, position_perm_M=position_perm)
                 pooled.append(self.pool(h_BRMD, keep=keep, weight_perm_M=weight_perm))
             mixtures.append(self.head.mixture(torch.cat(pooled, 1)))
         mixture = averaged(mixtures)
         return mixture[:, 0] if positions == "last" else mixture
+
+    def compare(self, batch: WindowBatch, changes: Sequence[Mapping[str, Any]]) -> Mixture:
+        """Densities (B, V) of the last spacing under V changes, each of them keywords of `predict`.
+
+        Equal to V calls of predict(batch, "last", **change). But data never sees slots, so one data stream serves them
+        all: every change is a group of slots behind it. content: (M, D) only.
+        """
+        data = Context.of(batch)
+        t, device = data.s_BT.size(1), data.s_BT.device
+        own_M = torch.arange(self.n_memory, device=device)
+        identities, perms = eval_identities(self.config, device)
+        groups: list[tuple[Tensor, Tensor, Tensor]] = []  # tokens, pooling weights and removed slots, by place
+        for change in changes:
+            remove, position_perm = change.get("remove"), change.get("position_perm")
+            at_place_M = own_M if position_perm is None else position_perm.argsort()
+            gone_M = torch.zeros_like(own_M, dtype=torch.bool) if remove is None else remove
+            weight_M = self.pooling_weights(keep=~gone_M, weight_perm_M=change.get("weight_perm"))
+            for perm in perms:
+                token_MD = self.slots(
+                    change.get("id_perm", perm),
+                    content=change.get("content"),
+                    identities=identities,
+                    legacy_slot_off=change.get("legacy_slot_off"),
+                )
+                groups.append((token_MD[at_place_M], weight_M[at_place_M], gone_M[at_place_M]))
+        pooled = []
+        for first in range(0, len(groups), _GROUPS_PER_PASS):
+            token_RMD, weight_RM, gone_RM = map(
+                torch.stack, zip(*groups[first : first + _GROUPS_PER_PASS], strict=True)
+            )
+            contexts = [t] * len(token_RMD)
+            seen_R, mask = _on_device(contexts, device), self._mask(t, contexts, device, gone_RM)
+            h_BRMD = self.states(data, seen_R, mask, token_RMD[None])
+            pooled.append((h_BRMD * weight_RM.to(h_BRMD.dtype)[..., None]).sum(-2))
+        mixture = self.head.mixture(torch.cat(pooled, 1))
+        return averaged([mixture[:, p :: len(perms)] for p in range(len(perms))])
 
     def _contexts(self, positions: Positions | Sequence[int], n_data: int) -> list[int]:
         if positions == "all":
@@ -181,7 +220,7 @@ class PostfixMDN(nn.Module):
         perm = perms[0] if id_perm is None else id_perm
         slots = self.slots(perm, content=content, identities=identities, legacy_slot_off=legacy_slot_off)
         mask = self._mask(t, [t], device, _by_place(remove, position_perm))
-        seen_R = torch.tensor([t], device=device)
+        seen_R = _on_device([t], device)
         h_BMD = self.states(data, seen_R, mask, slots, position_perm_M=position_perm)[:, 0]
         return h_BMD if remove is None else h_BMD.masked_fill(remove[:, None], 0)
 
@@ -201,9 +240,16 @@ class PostfixMDN(nn.Module):
         identities, perms = eval_identities(self.config, device)
         kept: list[Tensor] = []
         slots = self.slots(perms[0], identities=identities)
-        seen_R = torch.tensor([t], device=device)
+        seen_R = _on_device([t], device)
         self.states(data, seen_R, self._mask(t, [t], device), slots, backend="reference", kept=kept)
         return torch.stack([weights[:, :, t:, :t].mean(0) for weights in kept])
+
+
+def _on_device(contexts: Sequence[int], device: torch.device) -> Tensor:
+    """(R,) int64; equal numbers, the common case, are filled in there instead of copied, which would wait for a GPU."""
+    if len(set(contexts)) == 1:
+        return torch.full((len(contexts),), contexts[0], device=device)
+    return torch.tensor(contexts, device=device)
 
 
 def _by_place(remove: Tensor | None, position_perm: Tensor | None) -> Tensor | None:

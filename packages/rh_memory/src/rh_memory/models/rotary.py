@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from lab_shared.errors import UserError
 from torch import Tensor
 
 from rh_memory.config import ModelConfig
@@ -48,15 +49,26 @@ def log_frequencies(config: ModelConfig) -> np.ndarray:
     """The d_model / 2 frequencies of prime_rotary, increasing, float64; head h uses every heads-th, from the h-th.
 
     prime_powers: log q of the first prime powers. Controls over the same range: shuffled adds up the gaps between
-    those in random order, random draws uniformly. composite: logs of the first numbers that are no prime powers.
+    those in random order, random draws uniformly, even spaces equally (both up to frequency_top where that is set).
+    composite: logs of the first numbers that are no prime powers. Raises UserError for a frequency_top that is not
+    above log 2, or that these frequencies do not have.
     """
     n = config.d_model // 2
     log_q = np.log(prime_powers(n))
+    top = config.frequency_top
+    if top is not None and (config.frequencies not in ("random", "even") or top <= log_q[0]):
+        raise UserError(
+            f"model.frequency_top = {top} with model.frequencies = {config.frequencies}: it must be above log 2 = "
+            f"{log_q[0]:.3f}, and only random and even frequencies have one"
+        )
+    top = log_q[-1] if top is None else top
     rng = np.random.default_rng(config.frequency_seed)
     if config.frequencies == "shuffled":
         log_q[1:] = log_q[0] + np.cumsum(rng.permutation(np.diff(log_q)))
     elif config.frequencies == "random":
-        log_q = np.sort(rng.uniform(log_q[0], log_q[-1], n))
+        log_q = np.sort(rng.uniform(log_q[0], top, n))
+    elif config.frequencies == "even":
+        log_q = np.linspace(log_q[0], top, n)
     elif config.frequencies == "composite":
         log_q = np.log(composites(n))
     return log_q
@@ -80,10 +92,10 @@ def rotations(turns: Tensor) -> Tensor:
 def rotate(x: Tensor, rotation: Tensor, *, back: bool = False) -> Tensor:
     """Turn neighbouring channels (2f, 2f + 1) of x (..., C) by `rotation` (..., F, 2); back: the other way.
 
-    float32 inside, x's dtype outside. On a CPU, one complex product: one pass over memory rather than seven.
+    float32 inside, x's dtype outside. Uncompiled, one complex product: one pass over memory rather than seven.
     """
     pairs = x.float().unflatten(-1, (-1, 2))
-    if not x.is_cuda and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling():
         factor = torch.view_as_complex(rotation)
         turned = torch.view_as_complex(pairs) * (factor.conj() if back else factor)
         return torch.view_as_real(turned).flatten(-2).to(x.dtype)
