@@ -110,7 +110,7 @@ def test_bad_lists_are_refused(calls, tmp_path, names, needs, match):
         run_jobs([Job(n, calls.square, {"x": 1}, needs) for n in names], tmp_path)
 
 
-@pytest.mark.parametrize("options", [{"gpus_per_job": 0}, {"gpus_per_job": 1.5}, {"workers": 0}, {"engine": "slurm"}])
+@pytest.mark.parametrize("options", [{"gpus_per_job": -1}, {"gpus_per_job": 1.5}, {"workers": 0}, {"engine": "slurm"}])
 def test_bad_options_are_refused(calls, tmp_path, options):
     with pytest.raises(UserError):
         run_jobs([Job("a", calls.square, {"x": 1})], tmp_path, **options)

@@ -57,9 +57,19 @@ def test_primary_pairs_mha_runs_by_seed():
 
 
 def test_a_seed_without_all_conditions_counts_nowhere():
-    incomplete = matrix(0.06)[:-1]  # gqa, topic_ordered, seed 5 is missing
-    assert {r["run"]["seed"] for r in complete(incomplete)} == set(range(5))
+    whole = matrix(0.06)
+    incomplete = [r for r in whole if r is not whole[10]]  # mha, shuffled, seed 5
+    assert {r["run"]["seed"] for r in complete(incomplete) if r["run"]["attention"] == "mha"} == set(range(5))
     assert primary(incomplete, "r").seeds == tuple(range(5))
+
+
+def test_a_part_run_on_fewer_seeds_takes_none_from_the_others():
+    some = matrix(0.06)[:-1]  # gqa, topic_ordered, seed 5 is missing
+    some += [result(ordering, 0, 0.6, phase="nope") for ordering in ("shuffled", "topic_ordered")]
+    assert primary(some, "r").seeds == tuple(range(6))
+    by_contrast = {(c.attention, c.phase): c.seeds for c in table(some, "r") if c.role == "secondary"}
+    assert by_contrast["gqa", "drope"] == tuple(range(5))
+    assert by_contrast["mha", "nope"] == (0,)
 
 
 @pytest.mark.parametrize(

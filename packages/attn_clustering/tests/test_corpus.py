@@ -15,7 +15,7 @@ from attn_clustering.data import corpus, dedup, levels, stages
 from attn_clustering.data.settings import EOS, CorpusConfig, DataConfigError
 from attn_clustering.data.sources import SourceError, documents
 from attn_clustering.data.topics import spherical_kmeans
-from lab_shared.errors import UserError
+from lab_shared.errors import MissingPackage, UserError
 
 WORDS = {
     "sea": "ship wave tide sail harbour anchor captain storm rope deck mast island shore reef crew",
@@ -249,7 +249,7 @@ def test_sources_that_cannot_be_read_say_why(tmp_path, monkeypatch):
     with pytest.raises(SourceError, match="'text'; there is body"):
         read(str(tmp_path / "field.jsonl"))
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(SourceError, match="needs the package `datasets`"):
+    with pytest.raises(MissingPackage, match="uv pip install datasets"):
         read("hf:wikimedia/wikipedia:20231101.en")
 
 

@@ -10,9 +10,11 @@ from dataclasses import replace
 import pytest
 import torch
 from attn_clustering.data import filters, languages, levels
-from attn_clustering.data.settings import CONTROLLED, RUN1, SANITY, DataConfigError, LanguageConfig
+from attn_clustering.data.settings import RUN1, SANITY, DataConfigError, LanguageConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+STATED = LanguageConfig()
 
 
 def segmentations(config):
@@ -141,10 +143,10 @@ def test_within_ratio_against_a_direct_sum():
 
 def test_permutation_closed_form():
     """ln k less what coinciding permutations cost, and (1 - rho) ln K nats for the topic where nothing coincides."""
-    found = levels.levels(replace(CONTROLLED, seq_len=128, min_segment=32, segments=(1, 2)), n_sequences=16)
-    k, r = CONTROLLED.permutations, CONTROLLED.regular
+    found = levels.levels(replace(STATED, seq_len=128, min_segment=32, segments=(1, 2)), n_sequences=16)
+    k, r = STATED.permutations, STATED.regular
     assert found.known_topic.value == pytest.approx(math.log(k) - k * (k - 1) / 2 / r * 2 / k * math.log(2), abs=0.004)
-    config = replace(CONTROLLED, topics=3)
+    config = replace(STATED, topics=3)
     data = languages.sample(config, 0, 40)
     e_NTK = languages.emissions(config, data.tokens_NT)[:, 1:]
     known = e_NTK.gather(2, data.topics_NT[:, 1:].long()[..., None]).log().mean()
@@ -158,7 +160,7 @@ def test_permutation_closed_form():
     [(16, 0.0, 2.770, 2.804, 1.000), (32, 0.5, 3.460, 3.491, 0.9945), (32, 0.9, 3.460, 3.483, 0.949)],
 )
 def test_permutation_table(permutations, shared, known, floor, ceiling):
-    config = replace(CONTROLLED, permutations=permutations, shared=shared)
+    config = replace(STATED, permutations=permutations, shared=shared)
     found = levels.levels(config, n_sequences=64)
     assert found.known_topic.value == pytest.approx(known, abs=0.002)
     # The reference used a constant hazard, an upper bound on the exact filter.
@@ -205,7 +207,7 @@ def test_unknown_names_and_too_few_sequences_are_refused():
     with pytest.raises(DataConfigError, match="smoke"):
         levels.main("nonsense")
     with pytest.raises(DataConfigError, match="at least 2"):
-        levels.levels(CONTROLLED, n_sequences=1)
+        levels.levels(STATED, n_sequences=1)
 
 
 def test_command_line_forms():

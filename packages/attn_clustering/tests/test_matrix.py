@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from attn_clustering import matrix
-from attn_clustering.config import EXPERIMENTS, DataConfig, ModelConfig, OptimConfig, RunConfig
+from attn_clustering.config import EXPERIMENTS, DataConfig, Experiment, ModelConfig, OptimConfig, RunConfig
 from attn_clustering.data.settings import LANGUAGES
 from lab_shared.config import from_json
 from lab_shared.errors import UserError
@@ -58,10 +58,30 @@ def test_the_controlled_experiment_has_its_controls():
     trained = [name for name in names if name.count("-") == 2]
     assert len(trained) == 3 * 2
     for name in trained:
-        assert {f"{name}-drope-10pct-x1", f"{name}-extra-10pct-x1", f"{name}-nope"} <= set(names)
+        assert {f"{name}-drope-20pct-x1", f"{name}-extra-20pct-x1", f"{name}-nope"} <= set(names)
     sweep = [name for name in names if name.startswith("mha-random_blocks-s0-drope")]
-    assert len(sweep) == 13
+    assert len(sweep) == 16
     assert not [name for name in names if name.startswith("mha-random_blocks-s1-drope-1pct")]
+
+
+def test_the_endpoint_part_is_what_the_primary_contrast_rests_on():
+    names = [job.name for job in matrix.jobs(EXPERIMENTS["controlled-v1"][1], seeds=2, parts="endpoint")]
+    assert names == [
+        f"mha-{ordering}-s{seed}{phase}"
+        for seed in range(2)
+        for ordering in ("shuffled", "topic_ordered", "random_blocks")
+        for phase in ("", "-drope-20pct-x1", "-extra-20pct-x1")
+    ]
+    assert set(names) < {job.name for job in matrix.jobs(EXPERIMENTS["controlled-v1"][1], seeds=2)}
+
+
+def test_two_calls_fill_one_folder_with_different_seeds(tmp_path, quiet):
+    analysed, _ = quiet
+    matrix.run_matrix(TINY, tmp_path / "m", first_seed=100, seeds=1, workers=1)
+    matrix.run_matrix(TINY, tmp_path / "m", first_seed=101, seeds=2, workers=1)
+    assert {name.split("-")[2] for name in analysed} == {"s100", "s101", "s102"}
+    experiment = from_json(Experiment, (tmp_path / "m" / "experiment.json").read_text())
+    assert list(matrix.seeds_of(experiment)) == [100, 101, 102]
 
 
 def test_a_matrix_runs_once_and_then_only_what_is_new(tmp_path, quiet):

@@ -2,11 +2,12 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from attn_clustering import analyze, report
+from attn_clustering import analyze, collect, report, report_data
 from attn_clustering.config import (
     DataConfig,
     Experiment,
@@ -33,6 +34,8 @@ EXPERIMENT = Experiment(
     seeds=2,
     recals=(Recalibration(fraction=0.1),),
 )
+
+LEVELS = {"bayes_floor": 2.0, "unigram_filter": 4.8}
 
 
 def untrained(folder, config):
@@ -103,6 +106,38 @@ def test_analysis_is_the_same_twice(pair):
     result, _, _ = analyze.analyse(model, config, read_summary(run), analyze.AnalysisConfig())
     for part in ("probe", "attention", "ablation"):
         assert result[part] == first[part]
+
+
+def test_a_collected_record_draws_the_same(pair, tmp_path):
+    runs, _ = pair
+    folder = runs[0].parent
+    (folder / "experiment.json").write_text(to_json(EXPERIMENT))
+    (folder / "levels.json").write_text(json.dumps({name: {"value": x, "se": 0.0} for name, x in LEVELS.items()}))
+    assert "2 runs" in collect.collect(folder, tmp_path / "record")
+    ours, theirs = (report_data.read_matrix(path) for path in (tmp_path / "record", folder))
+    draw = [report_data.loss_rows, report_data.probe_rows, report_data.boundary_rows, report_data.before_after_rows]
+    draw += [report_data.floor_rows, lambda files: report_data.seed_rows(files, "probe")]
+    draw += [
+        partial(lambda rows, files: rows(files, files.first_seed()), rows)
+        for rows in (report_data.head_rows, report_data.entropy_rows, report_data.spectrum_rows)
+    ]
+    for rows in draw:
+        assert csv_text(rows(ours)) == csv_text(rows(theirs))
+    assert not list((tmp_path / "record").rglob("*.safetensors"))
+    assert sum(path.stat().st_size for path in (tmp_path / "record").rglob("*")) < 200_000
+    assert report_data.floor_rows(ours)[0]["closed"] == pytest.approx((4.8 - 4.9) / (4.8 - 2.0))
+    with pytest.raises(UserError, match="not empty"):
+        collect.collect(folder, tmp_path / "record")
+
+
+def test_a_training_log_keeps_its_ends_and_all_validation_losses(tmp_path):
+    lines = [{"step": step, "split": "train", "loss": 1.0} for step in range(1000)]
+    lines += [{"step": step, "split": "val", "loss": 1.0} for step in range(0, 1000, 10)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    kept = collect._thinned(tmp_path)
+    train = [line["step"] for line in kept if line["split"] == "train"]
+    assert (train[0], train[-1], len(train)) == (0, 999, collect.TRAIN_LINES)
+    assert len(kept) - len(train) == 100
 
 
 def test_an_unfinished_run_is_a_user_error(tmp_path):

@@ -93,6 +93,42 @@ def test_what_a_run_leaves_behind(tmp_path, capsys):
         train.train(replace(RUN, seed=1), tmp_path / "run", device="cpu")
 
 
+def test_the_step_by_itself_is_the_ticks_step_to_the_same_bits(tmp_path):
+    """Off CUDA, what a graph would record runs as it is."""
+    for graphed in ("off", "on"):
+        config = replace(RUN, optim=replace(RUN.optim, step_graph=graphed, log_every=1))
+        train.train(config, tmp_path / graphed, device="cpu")
+    off, on = weights(tmp_path / "off"), weights(tmp_path / "on")
+    assert all(torch.equal(off[name], on[name]) for name in off)
+    records = [
+        [(r["loss"], r.get("grad_norm"), r.get("lr")) for r in read_metrics(tmp_path / g)] for g in ("off", "on")
+    ]
+    assert records[0] == records[1]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # Dynamo looks at it
+def test_blocks_of_all_models_share_one_compiled_code(monkeypatch):
+    """With and without positions: two graphs of a block, one of embedding and head each, for any number of models."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compile_(f, backend=backend, **options))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 256)
+    shape = replace(TINY.model, layers=3)
+    tokens = torch.randint(32, (2, 16), generator=torch.Generator().manual_seed(0))
+    for seed, rope in ((0, True), (1, True), (2, False), (3, True)):
+        model, plain = build_model(shape, seed), build_model(shape, seed)
+        model.rope_on = plain.rope_on = rope
+        train.compile_blocks(model, replace(TINY.optim, compile="block"), torch.device("cpu"))
+        targets = next_token_targets(tokens)
+        assert model(tokens, targets).item() == pytest.approx(plain(tokens, targets).item(), abs=1e-6)
+    assert len(graphs) == 4
+
+
 def test_a_model_overfits_one_batch():
     model = build_model(TINY.model, 0)
     optimizer = train.training_optimizer(model, replace(TINY.optim, lr=0.03))
@@ -193,11 +229,12 @@ def test_two_processes_train_as_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("how", ["model", "graph"])
-def test_compiled_training_follows_eager(how, tmp_path):
-    losses = {}
-    for compile_ in ("off", how):
-        config = replace(RUN, optim=replace(RUN.optim, compile=compile_, dtype="float32", log_every=1, steps=10))
-        train.train(config, tmp_path / compile_, device="cuda")
-        losses[compile_] = [r["loss"] for r in read_metrics(tmp_path / compile_)]
-    assert losses[how] == pytest.approx(losses["off"], abs=2e-3)
+@pytest.mark.parametrize(("compile_", "graph"), [("block", "off"), ("off", "on"), ("block", "on")])
+def test_compiled_training_follows_eager(compile_, graph, tmp_path):
+    losses = []
+    for how, graphed in (("off", "off"), (compile_, graph)):
+        optim = replace(RUN.optim, compile=how, step_graph=graphed, dtype="float32", log_every=1, steps=10)
+        run = tmp_path / f"{how}-{graphed}"
+        train.train(replace(RUN, optim=optim), run, device="cuda")
+        losses.append([r["loss"] for r in read_metrics(run)])
+    assert losses[1] == pytest.approx(losses[0], abs=2e-3)

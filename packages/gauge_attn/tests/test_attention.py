@@ -293,6 +293,25 @@ def test_cuda_matches_the_reference_whatever_the_tf32_setting(beliefs, kind, tf3
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("return_kl", [False, True])
+def test_cuda_averages_means_alone_with_narrow_values(beliefs, return_kl):
+    x = beliefs(2, n_tokens=65, spread=0.5)
+    options = {"self_mask": True, "mean_only": True, "return_kl": return_kl}
+
+    def run(mu, sigma, phi):
+        done = kl_attention(mu, sigma, frames(phi, 2), 0.43, **options)
+        total = done.mean.square().sum() + (done.kl.sum() if return_kl else 0)
+        return done.mean, torch.autograd.grad(total, (mu, sigma, phi))
+
+    leaves = [x.mu, x.sigma, x.phi]
+    mean, gradients = run(*(t.clone().requires_grad_() for t in leaves))
+    fast_mean, fast_gradients = run(*(t.float().cuda().requires_grad_() for t in leaves))
+    assert_parity(fast_mean, mean, atol=1e-4, rtol=1e-4)
+    for fast, exact in zip(fast_gradients, gradients, strict=True):
+        assert_parity(fast, exact, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.gpu
 def test_compiled_on_cuda_without_graph_breaks(beliefs):
     x = beliefs(2, n_tokens=64, dtype=torch.float32)
     mu, sigma, _, phi = (t.cuda() for t in x)

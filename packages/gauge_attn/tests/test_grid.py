@@ -4,10 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from gauge_attn import cells as grid_cells
 from gauge_attn import grid
+from gauge_attn.comparisons import FAILS, HOLDS, UNDECIDED
 from gauge_attn.config import DataConfig
 from gauge_attn.irreps import Irreps
-from gauge_attn.verdicts import FAILS, HOLDS, UNDECIDED, l_regression, verdicts
+from gauge_attn.records import pack, unpack
+from gauge_attn.report import write_report
+from gauge_attn.verdicts import l_regression, verdicts
 from lab_shared.errors import UserError
 
 
@@ -29,7 +33,7 @@ def run(cell, seed, *, loss=4.0, row_std=(0.03, 0.03), noise=None, initial=(), g
         "seed": seed,
         "settings": common | settings,
         "summary": {
-            "label": "generated numbers", "loss": loss, "perplexity": math.exp(loss), "heads": heads, "ablation": [],
+            "label": "generated numbers", "loss": loss, "perplexity": math.exp(loss), "heads": heads,
             "noise": noise or {}, "initial": list(initial), "grad_norm_max": 1.0,
             "diversity": {"kl_std": 0.01, "kl_mean": 0.02},
         },
@@ -97,11 +101,55 @@ def test_regression_finds_a_planted_coefficient():
         assert status(runs, "beyond the spread") == expected
 
 
+def test_packed_records_are_small_and_come_back():
+    runs = [
+        run("19,shared,none", s, loss=4.1234567, initial=[{"l": 0, "row_std": 0.03, "predicted": 0.03}]) for s in (0, 1)
+    ]
+    for r in runs:
+        for h in r["summary"]["heads"]:
+            h.update(uniform=0.01234567, removed=-0.002)
+            del h["label"]
+    back = unpack(json.loads(pack("g", runs)))
+    assert [r["summary"]["loss"] for r in back] == [4.1235, 4.1235]
+    assert back[0]["summary"]["heads"][1] | {"uniform": 0.0123} == back[0]["summary"]["heads"][1]
+    assert [{**r, "summary": r["summary"].keys()} for r in back] == [
+        {**r, "summary": r["summary"].keys()} for r in runs
+    ]
+    assert unpack(json.loads(pack("g", back))) == back
+    many = [{**runs[0], "cell": f"c{i % 200}", "seed": i} for i in range(600)]
+    for r in many:
+        r["summary"] = {**r["summary"], "heads": r["summary"]["heads"] * 5}
+    assert len(pack("g", many)) < 600_000
+
+
+def test_low_spin_heads_that_cost_something_are_not_useless():
+    def with_cost(costs):
+        runs = [run("19,shared,none", i) for i in range(len(costs))]
+        for r, cost in zip(runs, costs, strict=True):
+            for h in r["summary"]["heads"]:
+                h["uniform"] = cost
+        return runs
+
+    assert status(with_cost([0.01, 0.011, 0.012]), "worth nothing") == FAILS
+    assert status(with_cost([-0.01, -0.011, -0.012]), "worth nothing") == HOLDS
+    assert status(with_cost([0.01, -0.011, 0.002]), "worth nothing") == UNDECIDED
+
+
+def test_the_order_that_kappa_times_d_removes_is_no_effect_of_l():
+    def ordered(shared, dim):
+        return [run("19,shared,none", i, row_std=(0.03, 0.04, 0.03 + x)) for i, x in enumerate(shared)] + [
+            run("19,dim,none", i, row_std=(0.03, 0.03, 0.03 + x)) for i, x in enumerate(dim)
+        ]
+
+    assert status(ordered([0.03, 0.031, 0.029], [0.0, 0.001, -0.001]), "l itself") == FAILS
+    assert status(ordered([0.03, 0.031, 0.029], [0.03, 0.029, 0.031]), "l itself") == HOLDS
+
+
 def test_no_runs_no_verdict():
     assert [v["claim"][:7] for v in verdicts([run("x", 0)])] == ["Heads o", "row_std"]
 
 
-@pytest.mark.parametrize("name", ["seed-repro", *(f"h{i}" for i in range(1, 9)), "specs", "all"])
+@pytest.mark.parametrize("name", ["seed-repro", "h1", "h2", "specs", "all"])
 def test_grids_are_lists_of_valid_runs(name):
     from gauge_attn.models import build_model
 
@@ -117,9 +165,9 @@ def test_grids_are_lists_of_valid_runs(name):
 
 def test_layouts_compare_equal_widths():
     for k in (19, 28, 41, 108):
-        assert Irreps(grid.SPECS[str(k)]).dim == Irreps(grid.SPECS[f"{k}-scalars"]).dim == k
-    assert Irreps(grid.SPECS["25-pure-tensors"]).dim == Irreps(grid.SPECS["25-scalars"]).dim
-    assert {Irreps(spec).dim for spec in grid.SAME_K_SPECS} == {19}
+        assert Irreps(grid_cells.LAYOUTS[str(k)]).dim == Irreps(grid_cells.LAYOUTS[f"{k}-scalars"]).dim == k
+    assert Irreps(grid_cells.LAYOUTS["25-pure-tensors"]).dim == Irreps(grid_cells.LAYOUTS["25-scalars"]).dim
+    assert {Irreps(config.model.spec).dim for config in grid.cells("h2").values()} == {19}
 
 
 def test_an_unknown_grid_names_those_there_are():
@@ -134,21 +182,28 @@ def test_smoke_grid_runs_resumes_and_reports(tmp_path, monkeypatch):
     result = grid.run_grid("smoke", tmp_path, steps=3, workers=1)
     assert {r["cell"] for r in result["runs"]} == {"free", "aligned", "frozen"}
     assert "[undecided]" in result["text"] or "[holds]" in result["text"] or "[fails]" in result["text"]
-    saved = json.loads((tmp_path / "results.json").read_text())
-    assert saved["runs"][0]["summary"]["noise"].keys() == {"0", "1"}
-    assert saved["runs"][0]["summary"]["initial"]
+    saved = unpack(json.loads((tmp_path / "results.json").read_text()))
+    assert saved[0]["summary"]["noise"].keys() == {"0", "1"}
+    assert saved[0]["summary"]["initial"]
+    assert {"uniform", "removed", "row_std"} <= saved[0]["summary"]["heads"][0].keys()
     page = (tmp_path / "report.html").read_text()
     assert "Verdicts" in page
     assert "generated induction language" in page
     assert (tmp_path / "figures/predicted.csv").exists()
     monkeypatch.setattr(grid, "noise_control", None)  # a second training would fail on it
     again = grid.run_grid("smoke", tmp_path, steps=3, workers=1)
-    assert again["runs"] == saved["runs"]
+    assert again["runs"] == result["runs"]
+    copy = tmp_path / "collected"  # the report is made from the collected records alone
+    copy.mkdir()
+    (copy / "results.json").write_bytes((tmp_path / "results.json").read_bytes())
+    write_report(copy)
+    assert (copy / "report.html").read_text() == page
 
 
 def test_runs_that_share_a_gpu_are_not_compiled(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "7")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr("lab_shared.sweep.run_jobs", lambda jobs, *_, **__: asked.append(jobs) or {})
     for options in ({"gpus_per_job": 0.1}, {"gpus_per_job": 0.1, "compile": True}, {}):
         with pytest.raises(KeyError):  # there are no summaries

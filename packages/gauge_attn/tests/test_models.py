@@ -1,19 +1,21 @@
 import copy
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from gauge_attn.compiled import compiled_model
+from gauge_attn.compiled import compiled_model, graphed_model
 from gauge_attn.config import PRESETS, ModelConfig, OptimConfig
 from gauge_attn.data import induction
 from gauge_attn.generate import generate
-from gauge_attn.measure import attention_maps, calibrate, head_records, kl_std_per_head, matrix_sharpness
+from gauge_attn.measure import attention_maps, calibrate, diversity_of, head_records, kl_std_per_head, matrix_sharpness
 from gauge_attn.models import Practical, build_model, build_optimizer
 from gauge_attn.models.faithful import turned
 from gauge_attn.models.gpt import matched_width, parameter_count
 from gauge_attn.models.layers import Temperature, bounded_log_sigma, declare
+from gauge_attn.models.practical import attend_heads
 from gauge_attn.so3 import frames_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -176,7 +178,7 @@ def test_an_untransported_stream_would_be_noticed():
 
 def features_of(heads, h):
     record = {}
-    heads(h, None, None, 0, False, record)
+    attend_heads({heads.l: heads}, h, {}, None, 0, False, record)
     return record[heads.l]
 
 
@@ -200,7 +202,7 @@ def test_self_mask_and_values_against_a_dense_sum():
     allowed[0, 0] = True
     beta = logits.masked_fill(~allowed, -torch.inf).softmax(-1)
     value = F.linear(h[0], heads.value_scalar).unflatten(-1, (1, -1)).transpose(1, 2)
-    scalars, _, _ = heads(h, None, None, 0, False, None)
+    scalars, _, _ = attend_heads({1: heads}, h, {}, None, 0, False, None)
     assert_parity(scalars, (beta @ value).transpose(1, 2).flatten(2), atol=1e-10)
 
 
@@ -237,6 +239,8 @@ def test_dense_route_equals_the_exact_one():
     dense.load_state_dict(exact.state_dict())
     assert_parity(dense(tokens()).logits_BNV, exact(tokens()).logits_BNV, atol=1e-5)
     a, b = head_records(exact, tokens()), head_records(dense, tokens())
+    of_exact, of_dense = diversity_of(exact, tokens()), diversity_of(dense, tokens())
+    assert of_dense == pytest.approx(of_exact, rel=1e-3, abs=1e-6)
     for x, y in zip(a, b, strict=True):
         for key in ("row_std", "entropy_ratio", "effective_keys", "attended_kl", "row_std_rescaled"):
             assert x[key] == pytest.approx(y[key], rel=2e-3, abs=1e-5), key
@@ -256,6 +260,8 @@ def test_dense_options_change_what_they_should():
 def test_options_that_exclude_each_other_are_user_errors():
     with pytest.raises(UserError, match=r"needs --model\.route dense"):
         make("faithful", curvature=0.1)
+    with pytest.raises(UserError, match="free-energy step is made of exact features"):
+        make("faithful-vfe", route="dense")
     with pytest.raises(UserError, match="whole covariances"):
         make("faithful", gauge_fixed=True, vfe_step=True)
     with pytest.raises(UserError, match="no multiple of 2 heads"):
@@ -454,6 +460,19 @@ def test_the_blocks_share_one_compiled_code_and_only_training_uses_it(monkeypatc
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize("alignment", ["none", "sum"])
+def test_a_captured_step_is_the_forward_pass(monkeypatch, alignment):
+    """With the capture itself left out, which needs a GPU."""
+    monkeypatch.setattr("gauge_attn.compiled.compiled_model", lambda model: model)
+    monkeypatch.setattr("torch.cuda.make_graphed_callables", lambda module, example, **_: module)
+    model = make("practical", alignment)
+    expected = model(tokens())
+    out = graphed_model(model, tokens(seed=2), nullcontext)(tokens())
+    assert torch.equal(out.logits_BNV, expected.logits_BNV)
+    assert (out.alignment is None) == (alignment == "none")
+    assert out.alignment is None or torch.equal(out.alignment, expected.alignment)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", TINY)
 def test_compiled_model_on_cuda(name):
@@ -465,3 +484,27 @@ def test_compiled_model_on_cuda(name):
         assert_parity(forward(x).logits_BNV, plain, atol=1e-4)
         forward(x).logits_BNV.sum().backward()
         assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["faithful", "practical", "gpt"])
+def test_graphs_give_the_losses_of_plain_steps(name):
+    """Several optimiser steps: parameters change under the captured graphs, and nothing of a step is left over."""
+
+    def losses(graphed):
+        with init("cuda") as dist:
+            model = make(name).to(dist.device)
+            x = torch.cat([tokens(2), tokens(2)[:, :1]], 1).to(dist.device)
+            forward = graphed_model(model, x[:, :-1], nullcontext) if graphed else model
+            optimizer = build_optimizer(model, OptimConfig())
+            found = []
+            for step in range(6):
+                y = x.roll(step, 0)
+                loss = F.cross_entropy(forward(y[:, :-1]).logits_BNV.flatten(0, 1), y[:, 1:].flatten())
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                found.append(loss.item())
+            return found
+
+    assert losses(True) == pytest.approx(losses(False), rel=1e-4)

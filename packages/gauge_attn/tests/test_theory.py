@@ -4,7 +4,7 @@ from math import inf, log
 import pytest
 import torch
 from gauge_attn import theory
-from gauge_attn.bench import main, precision_table, table
+from gauge_attn.bench import main, precision_table, requirements, table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -79,6 +79,10 @@ def test_bench_measures_every_section_and_writes_its_record(tmp_path, capsys):
     assert all(row["ms"] > 0 for row in rows if row["section"] != "precision")
     record = json.loads((tmp_path / "bench.json").read_text())
     assert record["label"] == "generated data"
+    assert requirements(rows, gpu=False) == record["requirements"] == []  # not at these lengths
+    for row in rows:
+        row["n"] *= 8
+    assert {r["required"] for r in requirements(rows, gpu=False)} == {">= 50"}
     assert len(record["rows"]) == len(rows)
     printed = capsys.readouterr().out
     assert printed.index("name dense reference, full covariance") < printed.index("speed (generated data)")

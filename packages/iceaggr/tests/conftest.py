@@ -72,5 +72,6 @@ def tables() -> Tables:
         xyz=rng.uniform(-500, 500, (5160, 3)),
         scattering=rng.uniform(5, 90, 5160),
         rde=np.where(rng.random(5160) < 0.1, 1.35, 1.0),
+        absorption=rng.uniform(20, 250, 5160),
     )
     return Tables.of(array, "cpu")

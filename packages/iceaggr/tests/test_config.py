@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 from iceaggr.config import PRESETS, DataConfig, TrainConfig
-from iceaggr.data.features import feature_width
 from iceaggr.data.prepare import SplitError, refuse_overlap, split
-from iceaggr.models.flat import build_model
+from iceaggr.models.build import build_model
 from lab_shared.config import ConfigError, from_json, preset_cli, to_json
 
 # By the seed's formula: proj + d + 2L + L (4 d^2 + 2 d h) + (d H + H + 3 H + 3). 548,107 and 4,985,103 are its figures.
@@ -15,13 +14,15 @@ PARAMETERS = {
     "8M": 7_745_871,
     "10M-deep": 9_703_707,
     "v1": 553_987,
+    "v3": 561_748,
+    "t1t2": 1_612_547,
 }
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_presets_have_the_parameters_they_say(name):
     model = PRESETS[name][1].model
-    assert sum(p.numel() for p in build_model(model, feature_width(model)).parameters()) == PARAMETERS[name]
+    assert sum(p.numel() for p in build_model(model).parameters()) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("name", list(PRESETS))

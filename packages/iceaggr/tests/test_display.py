@@ -92,6 +92,25 @@ def test_figure_shows_hits_arrows_and_the_array(event):
     assert cone.w[0] < 0
 
 
+def test_animation_lights_doms_in_event_time(event):
+    figure = event_figure(event, np.zeros((3, 3)), animated=True)
+    assert not event_figure(event).frames
+    names = [trace.name for trace in figure.data]
+    hits = hits_by_dom(event)
+    before = -1
+    for frame in figure.frames:
+        lit = sum(int((np.asarray(data.marker.size) > 0).sum()) for data in frame.data)
+        assert [names[i] for i in frame.traces] == ["auxiliary only", "HLC"]
+        if frame.name != "all":
+            limit = float(frame.name.removesuffix(" ns").replace(",", ""))
+            assert abs(lit - (hits.time <= limit).sum()) <= (np.abs(hits.time - limit) < 1).sum(), "names are rounded"
+        assert lit >= before
+        before = lit
+    assert before == len(hits.time)
+    assert len(figure.layout.sliders[0].steps) == len(figure.frames)
+    assert figure.layout.updatemenus[0].buttons[0].label == "Play"
+
+
 def test_figure_of_an_unlabelled_event_and_its_sensors():
     event = make_event([0, 1], [1, 2], [1, 1], [False, False], sensor=np.array([0, 5159]))
     figure = event_figure(event)

@@ -33,6 +33,14 @@ def direct(pulses: Pulses) -> dict[str, float]:
         "span 95%": np.quantile(spans, 0.95),
         "doms mean": np.mean(doms),
         "doms with one pulse": np.mean(np.array(per_dom) == 1),
+        "doms with at most 16 pulses": np.mean(np.array(per_dom) <= 16),
+        "events 100 to 1,000 pulses": np.mean([100 <= n < 1000 for n in counts]),
+        "n_pulses tail exponent": 1 + 1 / np.mean([np.log(n / 100) for n in counts if n > 100]),
+        "charge std": charge.std(),
+        "charge min": charge.min(),
+        "coincident charge 75%": np.quantile(charge[~pulses.auxiliary_P.numpy()], 0.75, method="inverted_cdf"),
+        "auxiliary charge 25%": np.quantile(charge[pulses.auxiliary_P.numpy()], 0.25, method="inverted_cdf"),
+        "time max": pulses.time_P.max().item(),
         "pulses per dom 95%": np.quantile(per_dom, 0.95, method="inverted_cdf"),
         "charge 75%": np.quantile(charge, 0.75, method="inverted_cdf"),
         "charge mean": charge.mean(),
@@ -71,7 +79,7 @@ def test_unlabelled_events_have_no_zenith_and_no_events_are_an_error(
     make_pulses: Callable[..., Pulses],
 ) -> None:
     rows = compare(statistics([make_pulses([20, 30], labelled=False)]))
-    assert not any(row.quantity.startswith("zenith") for row in rows)
+    assert not any(row.quantity.startswith(("zenith", "azimuth")) for row in rows)
     with pytest.raises(ValueError, match="no events"):
         statistics([])
 

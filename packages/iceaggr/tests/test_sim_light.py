@@ -31,7 +31,7 @@ ARRAY = detector(icecube86(), CPU)
 @pytest.fixture(scope="module")
 def sources():
     rng = Rng(CPU, 1)
-    return draw_sources(draw_primaries(300, CONFIG, rng), CONFIG, rng)
+    return draw_sources(draw_primaries(300, CONFIG, rng), CONFIG, rng)[:2]
 
 
 def even_ice(scattering: float, absorption: float, like: torch.Tensor) -> Ice:

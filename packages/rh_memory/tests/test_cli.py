@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from rh_memory import cli
+from lab_shared.config import from_json
 from rh_memory.cli import main
 from rh_memory.config import PRESETS, TrainConfig
 
@@ -19,9 +19,11 @@ COMMANDS = [
 ]  # fmt: skip
 
 
-def config_of(*argv):
-    args, preset, overrides = cli._train_arguments(list(argv))
-    return args, cli._train_config(preset or cli.DEFAULT_PRESET, overrides)
+def config_of(capsys, *argv):
+    """The configuration that a dry run prints."""
+    assert main(["train", *argv, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    return from_json(TrainConfig, said[said.index("\n{") :])
 
 
 def test_help_lists_every_command(capsys):
@@ -48,12 +50,13 @@ def test_help_answers_at_once_and_imports_nothing_heavy():
     assert not {"torch", "numpy", "tyro"} & imported
 
 
-def test_presets_arrive_with_their_overrides(tmp_path):
-    args, config = config_of("e4", "--seed", "7", "--out", str(tmp_path), "--model.slot-id-mode", "off", "--steps", "9")
-    assert args.out == tmp_path
-    assert (config.seed, config.steps, config.model.slot_id_mode) == (7, 9, "off")
+def test_presets_arrive_with_their_overrides(tmp_path, capsys):
+    words = ["e4", "--seed", "7", "--out", str(tmp_path / "run"), "--model.slot-id-mode", "off", "--steps", "9"]
+    config = config_of(capsys, *words, "--data", "zeros.npy")
+    assert (config.seed, config.steps, config.model.slot_id_mode, config.data.file) == (7, 9, "off", "zeros.npy")
     assert config.model.use_aux_loss
-    assert config_of()[1] == PRESETS["explicit-small"][1]
+    assert config_of(capsys) == PRESETS["explicit-small"][1]
+    assert not any(tmp_path.iterdir())
 
 
 def test_presets_are_what_their_names_say():

@@ -57,13 +57,19 @@ def decode_tree(data: bytes, source: str = "the data") -> dict[str, Any]:
     try:
         header = json.loads(metadata["checkpoint"])
         form, recorded, packed = header["format"], header["blake2b"], header["tree"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{source} is damaged or no checkpoint: its header has no state") from error
     if form != _FORMAT:
         raise CheckpointError(f"{source} is a checkpoint of format {form!r}, this program reads {_FORMAT}")
     if recorded != _digest(packed, tensors):
         raise CheckpointError(f"{source} is damaged: its content does not have the recorded checksum")
-    return _unpack(packed, tensors)
+    try:
+        tree = _unpack(packed, tensors)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{source} was not written by this program: {error!r} in its tree") from error
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{source} was not written by this program: its tree is a {type(tree).__name__}")
+    return tree
 
 
 def load_tree(path: Path) -> dict[str, Any]:
@@ -87,9 +93,9 @@ def _parse(data: bytes, source: str) -> tuple[dict[str, Tensor], dict[str, str]]
         # Copies, because the loaded tensors would otherwise be views of one read-only buffer.
         tensors = {name: x.clone() for name, x in safetensors.torch.load(data).items()}
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    except (safetensors.SafetensorError, ValueError) as error:
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{source} is damaged or no safetensors file: {error}") from error
-    return tensors, header.get("__metadata__", {})
+    return tensors, header.get("__metadata__") or {}
 
 
 def _digest(packed: Any, tensors: Mapping[str, Tensor]) -> str:

@@ -10,8 +10,10 @@ import json
 import math
 import types
 import typing
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from lab_shared.errors import UserError
@@ -48,9 +50,22 @@ def from_json(cls: type[T], text: str) -> T:
     """
     try:
         data = json.loads(text, object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"not JSON: {error}") from error
-    return _decode(cls, data, "")
+        return _decode(cls, data, "")
+    except UserError:
+        raise
+    # A number of thousands of digits, lists in lists in lists, and values that the class's own arithmetic cannot take.
+    except (ValueError, RecursionError, ArithmeticError) as error:
+        raise ConfigError(f"not JSON of a configuration: {error}") from error
+
+
+def read_config(cls: type[T], path: Path) -> T:
+    """The configuration in a file. Raises ConfigError, naming the file, also when it is missing or no text."""
+    try:
+        return from_json(cls, path.read_text(encoding="utf-8"))
+    except UserError as error:
+        raise type(error)(f"{path}: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
 def preset_cli(presets: Mapping[str, tuple[str, T]], argv: Sequence[str], prog: str) -> T:
@@ -63,6 +78,22 @@ def preset_cli(presets: Mapping[str, tuple[str, T]], argv: Sequence[str], prog: 
     import tyro
 
     return tyro.extras.overridable_config_cli(presets, prog=prog, args=list(argv))
+
+
+def field_names(config: Any, path: str = "") -> list[str]:
+    """The dotted names of all fields of a dataclass instance that are no dataclasses themselves."""
+    names = []
+    for f in fields(config):
+        value, name = getattr(config, f.name), _join(path, f.name)
+        names += field_names(value, name) if is_dataclass(value) else [name]
+    return names
+
+
+def with_field(config: T, name: str, value: Any) -> T:
+    """A copy of the dataclass `config` with the field of this dotted name replaced: with_field(c, "optim.lr", 1e-3)."""
+    section, _, rest = name.partition(".")
+    inner: Any = config
+    return replace(inner, **{section: with_field(getattr(config, section), rest, value) if rest else value})
 
 
 def _decode(hint: Any, data: Any, path: str) -> Any:
@@ -162,10 +193,10 @@ def _join(path: str, key: str) -> str:
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ConfigError(f"key {key!r} appears {keys.count(key)} times in one object")
+    counts = Counter(key for key, _ in pairs)
+    for key, count in counts.items():
+        if count > 1:
+            raise ConfigError(f"key {key!r} appears {count} times in one object")
     return dict(pairs)
 
 

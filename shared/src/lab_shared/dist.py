@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import sys
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
 
 from lab_shared.errors import UserError
+
+_groups = itertools.count()  # process groups that this process has begun
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ def init(device: str | torch.device | None = None) -> Dist:
     device: None takes CUDA when there is one, otherwise the CPU. Under torchrun with more than one process
     each takes the CUDA device of its local rank and they talk through NCCL, or through gloo on the CPU.
 
-    Raises UserError for a device this machine lacks, or one that several processes cannot share.
+    Raises UserError for a device this machine lacks, or one that several processes cannot share, and for a torchrun job
+    over several hosts whose processes could not meet again after a restart.
     """
     wanted = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if wanted.type == "cuda" and not torch.cuda.is_available():
@@ -92,14 +97,54 @@ def init(device: str | torch.device | None = None) -> Dist:
     if wanted.type not in ("cpu", "cuda") or wanted.index is not None:
         raise UserError(f"device {str(wanted)!r} with {world} processes: use 'cuda' (one each) or 'cpu'")
     if wanted.type == "cpu":
-        torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+        torch.distributed.init_process_group("gloo", **_meeting_point(rank, world))
         return Dist(rank, world, local_rank, wanted)
     if local_rank >= (gpus := torch.cuda.device_count()):
         raise UserError(f"local rank {local_rank} has no GPU of its own ({gpus} here): start fewer processes")
     own = torch.device("cuda", local_rank)
     torch.cuda.set_device(own)
-    torch.distributed.init_process_group("nccl", rank=rank, world_size=world, device_id=own)
+    torch.distributed.init_process_group("nccl", device_id=own, **_meeting_point(rank, world))
     return Dist(rank, world, local_rank, own)
+
+
+def _meeting_point(rank: int, world: int) -> dict[str, Any]:
+    """Arguments of init_process_group: a store in which nothing is left of an attempt or a group before this one.
+
+    torchrun shares one store with all attempts of its processes, where the next would find the addresses of the dead.
+    """
+    alone = os.environ.get("LOCAL_WORLD_SIZE", str(world)) == str(world)
+    if not alone and elastic_job() is not None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise UserError(
+            "--max-restarts on several hosts needs --rdzv-backend=c10d and TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in "
+            "torchrun's environment: without it, processes that start again find the addresses of those that died"
+        )
+    # On one host all processes are counted by one torchrun; the counts of several hosts may differ.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if alone else "0"
+    store = next(torch.distributed.rendezvous("env://", rank, world))[0]
+    return {
+        "store": torch.distributed.PrefixStore(f"attempt {attempt} group {next(_groups)}", store),
+        "rank": rank,
+        "world_size": world,
+    }
+
+
+def torchrun(processes: int, *program: str, max_restarts: int = 0) -> list[str]:
+    """The command that starts `processes` of a program (`FILE ARGS` or `-m MODULE ARGS`) on this machine.
+
+    max_restarts: how often all of them are started again when one dies; see `elastic_job`.
+    """
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*launch, f"--max-restarts={max_restarts}", *program]
+
+
+def elastic_job() -> str | None:
+    """The name of the torchrun job, if it is one that starts its processes again when one dies (--max-restarts N).
+
+    The same in every attempt, so that the program can find what the one before has left; None otherwise.
+    """
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) < 1:
+        return None
+    return os.environ.get("TORCHELASTIC_RUN_ID", "none")
 
 
 def _torchrun_place() -> tuple[int, int, int]:

@@ -153,7 +153,7 @@ class Tick:
         return self.step % k == 0 or self.last
 
     def update(self, loss: Tensor, *, ids: Any = None, n: int | Tensor = 1, **metrics: Tensor | float) -> None:
-        """The optimiser step: backward, clipping, learning rate, step, zero_grad; and the books about it.
+        """The optimiser step: backward, clipping, step, zero_grad; and the books about it.
 
         loss: 0-d; with several ranks, its mean over them is the objective (dist.weighted_mean_loss).
         ids: what the batch was made of, array or list; kept until the next finite check: do not overwrite it.
@@ -171,16 +171,32 @@ class Tick:
         self._updated = True
         loss.backward()
         norm = clip_grads(self._params, self._clip)
-        if self._lr is not None:
-            set_lr(self._optimizer, self._lr(self.step - 1))
-        self._meter.add(loss.detach(), norm, n, metrics)
-        self._guard.watch(self.step, loss.detach(), norm, ids)
-        if self._device.type == "cpu" or self.every(self._log_every):
-            self._stop_agreed = self._check()
+        self._book(loss.detach(), norm, ids, n, metrics)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         if self.every(self._log_every):
             self._log_training()
+
+    def stepped(
+        self, loss: Tensor, norm: Tensor, *, ids: Any = None, n: int | Tensor = 1, **metrics: Tensor | float
+    ) -> None:
+        """The books alone, about an optimiser step that the loop's body made itself (`lab_shared.graphs.StepGraph`).
+
+        loss and norm (of the gradient, before clipping): 0-d. The rest as for `update`. Raises NonFiniteLoss, on the
+        CPU too after the weights were touched.
+        """
+        if self._updated:
+            raise RuntimeError(f"step {self.step} was reported twice: it is one optimiser step")
+        self._updated = True
+        self._book(loss, norm, ids, n, metrics)
+        if self.every(self._log_every):
+            self._log_training()
+
+    def _book(self, loss: Tensor, norm: Tensor, ids: Any, n: int | Tensor, metrics: dict[str, Tensor | float]) -> None:
+        self._meter.add(loss, norm, n, metrics)
+        self._guard.watch(self.step, loss, norm, ids)
+        if self._device.type == "cpu" or self.every(self._log_every):
+            self._stop_agreed = self._check()
 
     def log(self, split: str = "val", **metrics: Any) -> None:
         """Record metrics of this step under `split` and print them; of several ranks, rank 0's count."""
@@ -207,6 +223,8 @@ class Tick:
     def _begin(self) -> None:
         self.step += 1
         self._updated = False
+        if self._lr is not None:
+            set_lr(self._optimizer, self._lr(self.step - 1))
         self._run.progress.advance(self.step)
 
     def _check(self) -> bool:

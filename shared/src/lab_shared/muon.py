@@ -64,7 +64,8 @@ class BatchedMuon(Optimizer):
     The update of muon-optimizer 0.1.0 and torch.optim.Muon. On CUDA each stack of equal shapes is one
     compiled bf16 call (the first step compiles, some seconds per shape); elsewhere eager fp32. More than two
     dimensions count as rows x everything else. Parameters without a gradient are skipped. Every rank of a
-    DDP job computes the same update from the same averaged gradients.
+    DDP job computes the same update from the same averaged gradients. A group's lr may be a 0-d tensor, as a recorded
+    step needs (see `lab_shared.graphs`).
 
     compile: None compiles on CUDA only. Raises ValueError for a parameter with fewer than two dimensions.
     """
@@ -98,7 +99,7 @@ class BatchedMuon(Optimizer):
                 self._step_stack(params, group["lr"], group["momentum"], group["weight_decay"])
         return loss
 
-    def _step_stack(self, params: list[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
+    def _step_stack(self, params: list[Tensor], lr: float | Tensor, momentum: float, weight_decay: float) -> None:
         shape, on_cuda = params[0].shape, params[0].is_cuda
         grads = [p.grad for p in params if p.grad is not None]
         for p in params:
@@ -116,8 +117,13 @@ class BatchedMuon(Optimizer):
 
         rows, cols = G_Bmn.shape[1:]
         updates = O_Bmn.view(-1, *shape).unbind(0)
+        size = math.sqrt(max(1.0, rows / cols))
         torch._foreach_mul_(params, 1 - lr * weight_decay)
-        torch._foreach_add_(params, updates, alpha=-lr * math.sqrt(max(1.0, rows / cols)))
+        if isinstance(lr, Tensor):
+            O_Bmn.mul_(-size * lr)
+            torch._foreach_add_(params, updates)
+        else:
+            torch._foreach_add_(params, updates, alpha=-lr * size)
 
 
 def evaluate(closure: Callable[[], Any] | None) -> Any:

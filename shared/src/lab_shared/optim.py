@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lab_shared.dist import unwrap
-from lab_shared.errors import UserError
+from lab_shared.errors import needs
 from lab_shared.muon import BatchedMuon, evaluate
 
 Kind = Literal["muon", "adamw"]
@@ -188,12 +188,8 @@ def _make_muon(group: dict[str, Any], momentum: float, impl: Impl, compile: bool
     options = {"lr": group["lr"], "weight_decay": group["weight_decay"], "momentum": momentum}
     if impl == "torch":
         return torch.optim.Muon([group], **options)
-    try:
+    with needs("impl='keller'", "use impl='fused'"):
         from muon import SingleDeviceMuon
-    except ImportError as error:
-        raise UserError(
-            "impl='keller' needs the package muon-optimizer (not PyPI's muon): install it, or use 'fused'"
-        ) from error
     return SingleDeviceMuon([group], **options)
 
 
@@ -267,5 +263,6 @@ def clip_grads(params: Iterable[Tensor], max_norm: float) -> Tensor:
     norm = torch.nn.utils.get_total_norm(grads)
     if grads and math.isfinite(max_norm):
         scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(grads, torch.where(norm.isfinite(), scale, 1.0))
+        # A number in place of ones_like would be copied from the host, and waited for.
+        torch._foreach_mul_(grads, torch.where(norm.isfinite(), scale, torch.ones_like(scale)))
     return norm

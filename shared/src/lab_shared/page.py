@@ -111,6 +111,7 @@ class Page:
             full_html=False,
             include_plotlyjs=False,
             div_id=f"f{self._figures}",
+            auto_play=False,
             config={"responsive": True, "displayModeBar": False},
         )
         self._has_plotly = True

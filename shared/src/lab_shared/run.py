@@ -26,18 +26,16 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from lab_shared import manifest
-from lab_shared.config import from_json, to_json
+from lab_shared.config import read_config, to_json
+from lab_shared.dist import Dist, elastic_job
 from lab_shared.errors import UserError
 from lab_shared.files import atomic_write, make_folder, storage_error
 from lab_shared.progress import Progress
-
-if TYPE_CHECKING:
-    from lab_shared.dist import Dist
 
 T = TypeVar("T")
 WandbMode = Literal["offline", "online", "disabled"]
@@ -59,7 +57,7 @@ class Run:
     def __init__(self, path: Path, lock: int | None) -> None:
         """Use `create` or `open`. lock: the folder's, None on ranks above 0."""
         self.path = path
-        facts = json.loads((path / "manifest.json").read_text())
+        facts = _read_manifest(path)
         self.seed: int = facts["seed"]
         self.is_main = lock is not None
         self.progress = Progress(enabled=self.is_main)
@@ -87,12 +85,14 @@ class Run:
         resume_command: str,
         wandb: WandbMode = "offline",
         dist: Dist | None = None,
+        go_on: bool | None = None,
     ) -> Run:
         """Start a run in the folder `out` (made if absent; with several ranks, rank 0's `out` counts).
 
         config: a frozen dataclass, see lab_shared.config.to_json. resume_command: with "{path}" for the
         folder, for example "uv run iceaggr train --resume {path}". wandb: the mirror; the record is
-        metrics.jsonl.
+        metrics.jsonl. go_on: open a run of the same configuration that is there already; by default in a torchrun job
+        that starts dead processes again.
 
         Raises RunError when the folder already holds a run or another process is in it, StorageError when it
         cannot be written, ConfigError for a config that does not fit its own types.
@@ -107,6 +107,11 @@ class Run:
 
         def start(path: Path) -> int:
             text = to_json(config)
+            begun = path / "config.json"
+            if (elastic_job() is not None if go_on is None else go_on) and begun.is_file():
+                if begun.read_text() != text:
+                    raise RunError(f"{path} holds a run of another configuration: choose another folder")
+                return _open_folder(path, dist)
             make_folder(path)
             with _closed_on_error(_lock_folder(path)) as lock:
                 parts = ("config.json", "metrics.jsonl", "checkpoints")
@@ -128,21 +133,11 @@ class Run:
         written.
         """
 
-        def start(path: Path) -> int:
-            if not (path / "config.json").is_file() or not (path / "manifest.json").is_file():
-                raise RunError(f"{path} holds no run (no config.json with a manifest.json): check the path")
-            with _closed_on_error(_lock_folder(path)) as lock:
-                facts = json.loads((path / "manifest.json").read_text())
-                diff_name = f"dirty.resume{len(facts['resumes']) + 1}.diff"
-                facts["resumes"].append(_record_session(path, facts["seed"], dist, diff_name))
-                atomic_write(path / "manifest.json", _to_text(facts))
-                return lock
-
-        return cls(*_on_rank_0(start, Path(path), dist))
+        return cls(*_on_rank_0(lambda folder: _open_folder(folder, dist), Path(path), dist))
 
     def config(self, cls: type[T]) -> T:
         """The configuration the run was created with, as the dataclass `cls`. Raises ConfigError."""
-        return from_json(cls, (self.path / "config.json").read_text())
+        return read_config(cls, self.path / "config.json")
 
     @property
     def checkpoints(self) -> Path:
@@ -152,7 +147,7 @@ class Run:
     @property
     def resume_command(self) -> str:
         """The shell command that goes on with this run."""
-        return self._resume_command.format(path=shlex.quote(str(self.path)))
+        return self._resume_command.replace("{path}", shlex.quote(str(self.path)))
 
     @property
     def elapsed(self) -> float:
@@ -231,6 +226,12 @@ class Run:
         self.close()
 
 
+def default_folder(root: str | Path, name: str, seed: int) -> Path:
+    """ROOT/NAME-seedSEED-TIME; in a torchrun job that starts dead processes again, with the job's name for the time."""
+    job = elastic_job()
+    return Path(root) / f"{name}-seed{seed}-{time.strftime('%Y%m%d-%H%M%S') if job is None else job[:15]}"
+
+
 def read_metrics(path: str | Path, split: str | None = None) -> list[dict[str, Any]]:
     """The records in a run's metrics.jsonl, of one split if named, without a line cut short by a crash."""
     lines = (Path(path) / "metrics.jsonl").read_text(errors="replace").splitlines()
@@ -241,9 +242,23 @@ def read_metrics(path: str | Path, split: str | None = None) -> list[dict[str, A
 def _parse(line: str) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and {"step", "split"} <= record.keys() else None
+    return record if isinstance(record, dict) and type(record.get("step")) is int and "split" in record else None
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """What manifest.json says. Raises RunError when it is damaged."""
+    file = path / "manifest.json"
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{file} is damaged ({error}): start a new run in another folder") from error
+    kinds = {"seed": int, "resume_command": str, "wandb": str, "project": str, "wandb_id": str, "resumes": list}
+    wrong = [name for name, kind in kinds.items() if not isinstance(facts, dict) or type(facts.get(name)) is not kind]
+    if wrong:
+        raise RunError(f"{file} is damaged (no {', '.join(wrong)}): start a new run in another folder")
+    return facts
 
 
 def _plain(value: Any) -> Any:
@@ -259,6 +274,18 @@ def _plain(value: Any) -> Any:
 
 def _to_text(value: Any) -> str:
     return json.dumps(_plain(value), indent=2, allow_nan=False) + "\n"
+
+
+def _open_folder(path: Path, dist: Dist | None) -> int:
+    """Lock the run in `path` and note in its manifest that it goes on; the lock."""
+    if not (path / "config.json").is_file() or not (path / "manifest.json").is_file():
+        raise RunError(f"{path} holds no run (no config.json with a manifest.json): check the path")
+    with _closed_on_error(_lock_folder(path)) as lock:
+        facts = _read_manifest(path)
+        diff_name = f"dirty.resume{len(facts['resumes']) + 1}.diff"
+        facts["resumes"].append(_record_session(path, facts["seed"], dist, diff_name))
+        atomic_write(path / "manifest.json", _to_text(facts))
+        return lock
 
 
 def _open_for_appending(path: Path) -> FileIO:

@@ -4,7 +4,8 @@
 
 A job is a call of a module-level function: call(out=FOLDER/NAME, **kwargs) -> summary. Called again on a folder where
 it was stopped, it must go on from there. FOLDER/NAME/result.json holds the call, its arguments and its summary; it
-is written last and at once, so every result stands exactly once, however often workers died on the way.
+is written last and at once, so every result stands exactly once, however often workers died on the way. It also says
+how often the job was started, and FOLDER/NAME/attempts.txt when and where.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 import fcntl
 import importlib
 import json
+import os
 import re
+import socket
 import sys
 import time
 import traceback
@@ -21,7 +24,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from lab_shared.errors import UserError
 from lab_shared.files import atomic_write, make_folder
@@ -65,8 +68,8 @@ def run_jobs(
 
     engine "local": workers=1 (the default without a GPU) calls them one after another in this process, which shares
     compiled code; more workers are processes of their own, each with its share of the GPUs or cores. workers defaults
-    to GPUs / gpus_per_job. engine "ray" (extra `ray`): tasks on the cluster at `address` (None: a new one on this
-    machine), `folder` being on a file system that all nodes see.
+    to GPUs / gpus_per_job; gpus_per_job=0 is for jobs that need none. engine "ray" (extra `ray`): tasks on the cluster
+    at `address` (None: a new one on this machine), `folder` being on a file system that all nodes see.
     retries: how often a job whose process died (killed, node lost) starts again. An exception is not retried.
 
     Raises UserError for a bad list, for a folder that holds the results of other arguments, and, once all else has
@@ -109,7 +112,8 @@ def run_jobs(
                 error = future.exception()
                 if error is None:
                     results[name] = future.result()
-                    _say(f"[{len(results) + len(failed)}/{len(jobs)}] {name}: done in {seconds:.0f} s")
+                    again = f", attempt {n}" if (n := attempts(folder / name)) > 1 else ""
+                    _say(f"[{len(results) + len(failed)}/{len(jobs)}] {name}: done in {seconds:.0f} s{again}")
                 elif isinstance(error, Exception):
                     failed[name] = f"{error} (log: {folder / name / 'log.txt'})"
                     _say(f"[{len(results) + len(failed)}/{len(jobs)}] {name}: FAILED after {seconds:.0f} s: {error}")
@@ -127,21 +131,29 @@ def execute(folder: Path) -> dict[str, Any]:
     Any exception is also written, with its traceback, to FOLDER/log.txt.
     """
     request = json.loads((folder / "job.json").read_text())
-    with _only_one(folder):
+    with _only_one(folder) as log:
         summary = _summary_if_done(folder, request["call"], request["kwargs"])
         if summary is None:
             module, name = request["call"].split(":")
             started = time.monotonic()
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {socket.gethostname()} {os.getpid()}\n")
+            log.flush()
             try:
                 call = getattr(importlib.import_module(module), name)
                 summary = dict(call(out=folder, **request["kwargs"]))
             except Exception:
-                with open(folder / "log.txt", "a") as log:
-                    log.write(traceback.format_exc())
+                with open(folder / "log.txt", "a") as trace:
+                    trace.write(traceback.format_exc())
                 raise
-            done = {**request, "summary": summary, "seconds": time.monotonic() - started}
+            done = {**request, "summary": summary, "seconds": time.monotonic() - started, "attempts": attempts(folder)}
             atomic_write(folder / "result.json", json.dumps(done, indent=1) + "\n")
     return summary
+
+
+def attempts(folder: Path) -> int:
+    """How often the job in this folder was started, here or elsewhere."""
+    file = folder / "attempts.txt"
+    return len(file.read_text().splitlines()) if file.exists() else 0
 
 
 def _checked(jobs: Sequence[Job]) -> dict[str, Job]:
@@ -179,11 +191,14 @@ def _summary_if_done(folder: Path, target: str, kwargs: Mapping[str, Any]) -> di
 
 
 @contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Wait for the lock of a job's folder, so that a task retried while its first process lives does no work twice."""
-    with open(folder / "job.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _only_one(folder: Path) -> Iterator[TextIO]:
+    """Wait for the lock of a job's folder, so that a task retried while its first process lives does no work twice.
+
+    Yields the locked file, open for appending: the list of the job's attempts.
+    """
+    with open(folder / "attempts.txt", "a") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        yield log
 
 
 def _say(text: str) -> None:

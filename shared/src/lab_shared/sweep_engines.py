@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from lab_shared.errors import UserError
+from lab_shared.errors import UserError, needs
 from lab_shared.sweep import Engine, execute
 
 Submit = Callable[[str], "Future[dict[str, Any]]"]
@@ -40,7 +40,7 @@ def open_engine(
     n_jobs: int,
 ) -> AbstractContextManager[tuple[Submit, int]]:
     """The engine of that name, ready to run jobs in `folder`. Raises UserError for arguments that do not fit."""
-    if gpus_per_job <= 0 or (gpus_per_job > 1 and gpus_per_job != int(gpus_per_job)):
+    if gpus_per_job < 0 or (gpus_per_job > 1 and gpus_per_job != int(gpus_per_job)):
         raise UserError(f"gpus_per_job={gpus_per_job} must be a fraction of one GPU or a whole number of GPUs")
     if workers is not None and workers < 1:
         raise UserError(f"workers={workers} must be at least 1")
@@ -48,7 +48,7 @@ def open_engine(
         return _on_ray(folder, address, gpus_per_job, retries, n_jobs)
     if engine != "local":
         raise UserError(f"engine {engine!r} is unknown: use local or ray")
-    shares = _gpu_shares(gpus_per_job)
+    shares = _gpu_shares(gpus_per_job) if gpus_per_job else []
     workers = min(workers or max(1, len(shares)), n_jobs)
     if workers == 1:
         return _in_this_process(folder)
@@ -136,10 +136,8 @@ def _on_ray(
     if address is None:
         # Read when ray is imported. Without it a cluster of this machine alone listens on the network too.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    try:
+    with needs("--engine ray"):
         import ray
-    except ImportError as error:
-        raise UserError("--engine ray needs Ray: install the extra, `uv sync --all-packages --extra ray`") from error
     ours = not ray.is_initialized()
     if ours:
         dashboard = False if address is None else None

@@ -12,11 +12,13 @@ import torch
 from lab_shared.bench import environment
 from lab_shared.dist import init
 from lab_shared.errors import UserError
+from lab_shared.graphs import StepGraph
 from lab_shared.optim import clip_grads, set_lr
+from torch import Tensor
 
 from attn_clustering.config import Attention, Experiment, OptimConfig, experiment_named, with_attention
 from attn_clustering.model import build_model, n_parameters, next_token_targets
-from attn_clustering.train import compiled, set_precision, training_optimizer
+from attn_clustering.train import compile_blocks, set_precision, step_graphed, training_optimizer
 
 # tokens/s that this package promises on one H200 in bfloat16
 REQUIRED = {"faithful-v1 mha": 1_500_000, "v2 mha": 550_000}
@@ -78,19 +80,27 @@ def bench_training(
         where = dist.device
     on_cuda = where.type == "cuda"
     model = build_model(with_attention(experiment.model, attention), 0).to(where)
-    autocast, forward = set_precision(model, optim, where), compiled(model, optim, dist)
-    optimizer, parameters = training_optimizer(model, optim), list(model.parameters())
+    autocast, graphed = set_precision(model, optim, where), step_graphed(optim, dist)
+    compile_blocks(model, optim, where)
+    optimizer, parameters = training_optimizer(model, optim, graphed=graphed), list(model.parameters())
     n_tokens = experiment.data.language.seq_len if experiment.data.language else 512
     pool_NT = torch.randint(experiment.model.vocab, (8 * optim.batch, n_tokens), dtype=torch.int32, device=where)
     ids = torch.randint(len(pool_NT), (64, optim.batch), device=where)
 
+    def loss_of(tokens_BT: Tensor) -> Tensor:
+        with autocast():
+            return model(tokens_BT, next_token_targets(tokens_BT))
+
+    graph = StepGraph(loss_of, model, optimizer, clip=optim.clip) if graphed else None
+
     def step(i: int) -> None:
         tokens_BT = pool_NT[ids[i % len(ids)]]
-        with autocast():
-            loss = forward(tokens_BT, next_token_targets(tokens_BT))
-        loss.backward()
-        clip_grads(parameters, optim.clip)
         set_lr(optimizer, 1.0 - i / 10_000)
+        if graph is not None:
+            graph(tokens_BT)
+            return
+        loss_of(tokens_BT).backward()
+        clip_grads(parameters, optim.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -123,6 +133,7 @@ def bench_training(
         "parameters": n_parameters(model.config),
         "batch": [optim.batch, n_tokens],
         "compile": optim.compile,
+        "step_graph": graphed,
         "residual": optim.residual,
     }
 
@@ -130,17 +141,22 @@ def bench_training(
 def bench_options(
     name: str = "faithful-v1", attention: Attention = "mha", *, device: str | None = None, quick: bool = False
 ) -> list[dict[str, Any]]:
-    """The same training under every way to compile and both residual types: what `auto` and the presets rest on."""
+    """The same training compiled or not, as one CUDA graph or not, with both residual types: what `auto` rests on."""
     experiment = experiment_named(name)
+    with init(device) as dist:
+        on_cuda = dist.device.type == "cuda"
+    variants: list[tuple[Any, Any]] = [("off", "off"), ("block", "off")]
+    if on_cuda:
+        variants += [("off", "on"), ("block", "on")]
     return [
         bench_training(
             experiment,
             attention,
             device=device,
-            optim=replace(experiment.optim, compile=how, residual=residual),
+            optim=replace(experiment.optim, compile=how, step_graph=graph, residual=residual),
             quick=quick,
         )
-        for how in ("off", "block", "model", "graph")
+        for how, graph in variants
         for residual in ("float32", "bfloat16")
     ]
 

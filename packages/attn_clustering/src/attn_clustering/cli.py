@@ -9,16 +9,27 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lab_shared.command import device_flag, json_flag, positive_int, run_command
+from lab_shared.command import (
+    Program,
+    device_flag,
+    dry_run_flag,
+    engine_flags,
+    engine_options,
+    job_list,
+    json_flag,
+    positive_int,
+    write_record,
+)
 from lab_shared.errors import UserError
+from lab_shared.train_command import TrainWords, add_train, chosen_config, dry_run_text, recorded_time
 
 from attn_clustering import __version__
-from attn_clustering.config import ATTENTIONS, EXPERIMENTS, ORDERINGS
+from attn_clustering.cli_prepare import add_prepare
+from attn_clustering.config import ATTENTIONS, EXPERIMENTS, ORDERINGS, PARTS, Experiment, RunConfig, run_config
 from attn_clustering.data.settings import LANGUAGES
 
 RUNS = Path("runs/attn_clustering")
@@ -26,46 +37,45 @@ RUNS = Path("runs/attn_clustering")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 an error the user can mend (one line on stderr), 2 wrong usage."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == ["train"]:
-        return run_command("attn-clustering", _train, argv[1:])
-    if argv[:1] == ["prepare"]:
-        return run_command("attn-clustering", _prepare, argv[1:])
-    parser = _parser()
-    args = parser.parse_args(argv)
-    if args.command is None:
-        parser.print_help()
-        return 2
-    return run_command("attn-clustering", args.run, args)
+    return _program().main(argv)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _program() -> Program:
     experiments = "\n".join(f"  {name:<14} {text}" for name, (text, _) in EXPERIMENTS.items())
-    parser = argparse.ArgumentParser(
-        prog="attn-clustering",
-        description="Does the order of training data leave durable structure in attention heads?",
+    program = Program(
+        "attn-clustering",
+        "Does the order of training data leave durable structure in attention heads?",
+        __version__,
         epilog="experiments:\n" + experiments,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"attn-clustering {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-
-    def add(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run)
-        return sub
+    add = program.add
 
     sub = add("matrix", _matrix, "Run every condition and seed of an experiment that is not done, then its report.")
     sub.add_argument("experiment", choices=list(EXPERIMENTS), metavar="EXPERIMENT", help=", ".join(EXPERIMENTS))
     sub.add_argument("--seeds", type=positive_int, metavar="N", help="number of seeds; default: the experiment's")
+    sub.add_argument("--first-seed", type=int, metavar="S", help="default: the experiment's")
+    sub.add_argument("--parts", choices=PARTS, default="all", help="endpoint: only what the primary contrast rests on")
     sub.add_argument("--out", type=Path, metavar="DIR", help=f"default: {RUNS}/EXPERIMENT")
-    sub.add_argument("--corpus", metavar="DIR", help="prepared corpus (experiments on real text)")
-    sub.add_argument("--engine", choices=("local", "ray"), default="local")
-    sub.add_argument("--address", help="Ray cluster; default: a new one on this machine")
-    sub.add_argument("--workers", type=positive_int, metavar="N", help="jobs at a time; default: GPUs / gpus-per-job")
-    sub.add_argument("--gpus-per-job", type=float, default=1.0, metavar="F", help="a fraction shares one GPU")
+    sub.add_argument("--data", "--corpus", metavar="DIR", help="prepared corpus (experiments on real text)")
+    engine_flags(sub)
+    dry_run_flag(sub)
 
-    commands.add_parser("train", help="Train one condition; without arguments the smoke matrix with its report.")
+    sub = add_train(
+        program,
+        _train,
+        "Train one condition; without arguments the smoke matrix with its report.",
+        _conditions(EXPERIMENTS["smoke"][1]),
+        name="CONDITION",
+        about="Train one condition of an experiment, or go on with it. Without arguments: the smoke matrix with its\n"
+        "report, or under torchrun one condition of it.",
+        example="gqa-topic_ordered --experiment sanity --optim.steps 1000 --out runs/short",
+        data="DIR prepared corpus (short for --data.corpus)",
+        out=f"{RUNS}/EXPERIMENT/NAME",
+    )
+    sub.add_argument("--experiment", choices=list(EXPERIMENTS), default="smoke", help="default: smoke")
+    sub.add_argument("--seed", type=int, metavar="S", help="default: the experiment's first")
+    sub.add_argument("--nope", action="store_true", help="without positions from the start")
+    device_flag(sub)
 
     sub = add("drope", _drope, "Recalibrate a trained run without its positions, in a folder beside it.")
     sub.add_argument("run_dir", type=Path, metavar="RUN")
@@ -86,6 +96,10 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("report", _report, "Rebuild the HTML report of a matrix from its saved arrays.")
     sub.add_argument("folder", type=Path, metavar="DIR")
 
+    sub = add("collect", _collect, "Gather the small files of a matrix, from which its report can be rebuilt.")
+    sub.add_argument("folder", type=Path, metavar="DIR")
+    sub.add_argument("--out", type=Path, required=True, metavar="RECORD", help="a new or empty folder")
+
     sub = add("export-hf", _export_hf, "Write a run as a Hugging Face Qwen3ForCausalLM folder.")
     sub.add_argument("run_dir", type=Path, metavar="RUN")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -95,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, required=True, metavar="RUN")
     sub.add_argument("--experiment", choices=list(EXPERIMENTS), default="smoke", help="on whose data to look at it")
 
-    commands.add_parser("prepare", help="Turn text into the corpus that the experiments on real text train on.")
+    add_prepare(program)
 
     sub = add("bench", _bench, "Measure training, languages and probes on this machine.")
     sub.add_argument("--out", type=Path, metavar="JSON", help="write the record here as well")
@@ -104,88 +118,88 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--quick", action="store_true", help="fewer repeats; figures are rough")
     device_flag(sub)
     json_flag(sub)
-    return parser
+    return program
 
 
 def _matrix(args: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from attn_clustering.matrix import run_matrix
+    from attn_clustering.matrix import jobs, run_matrix
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a matrix starts its own workers: run it without torchrun (--workers, --engine ray)")
     experiment = EXPERIMENTS[args.experiment][1]
-    if args.corpus is not None:
+    if args.data is not None:
         if experiment.data.language is not None:
-            raise UserError(f"--corpus: {experiment.name} trains on a micro-language; use text or v2")
-        experiment = replace(experiment, data=replace(experiment.data, corpus=args.corpus))
-    print(
-        run_matrix(
-            experiment,
-            args.out or RUNS / args.experiment,
-            seeds=args.seeds,
-            engine=args.engine,
-            address=args.address,
-            workers=args.workers,
-            gpus_per_job=args.gpus_per_job,
+            raise UserError(f"--data: {experiment.name} trains on a micro-language; use text or v2")
+        experiment = replace(experiment, data=replace(experiment.data, corpus=args.data))
+    out = args.out or RUNS / args.experiment
+    if args.first_seed is not None:
+        experiment = replace(experiment, first_seed=args.first_seed)
+    if args.dry_run:
+        print(job_list([job.name for job in jobs(experiment, args.seeds, args.parts)], out))
+        return
+    print(run_matrix(experiment, out, seeds=args.seeds, parts=args.parts, **engine_options(args)))
+
+
+def _conditions(
+    experiment: Experiment, seed: int | None = None, nope: bool = False
+) -> dict[str, tuple[str, RunConfig]]:
+    """The conditions of an experiment that `train` knows: name -> (in words, configuration)."""
+    first = experiment.first_seed if seed is None else seed
+    return {
+        f"{attention}-{ordering}": (
+            f"{attention.upper()}, {ordering.replace('_', ' ')}",
+            run_config(experiment, attention, ordering, first, nope=nope),
         )
-    )
+        for attention in ATTENTIONS
+        for ordering in ORDERINGS
+    }
 
 
-def _train(argv: list[str]) -> None:
-    if not argv:
-        _matrix(_parser().parse_args(["matrix", "smoke"]))
-        return
-    parser = argparse.ArgumentParser(
-        prog="attn-clustering train",
-        usage="attn-clustering train CONDITION [--experiment NAME] [--seed S] [--out RUN] [--FIELD VALUE ...]\n"
-        "       attn-clustering train --resume RUN\n       attn-clustering train",
-        description="Train one condition, or go on with it. Without arguments: the smoke matrix with its report.\n\n"
-        f"CONDITION is {' or '.join(ATTENTIONS)}, a hyphen, and one of {', '.join(ORDERINGS)}.",
-        epilog="Every field can be set: `attn-clustering train mha-shuffled --help` lists them, for example\n"
-        "  attn-clustering train gqa-topic_ordered --experiment sanity --optim.steps 1000 --out runs/short",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on where a stopped run left off")
-    parser.add_argument("--experiment", choices=list(EXPERIMENTS), default="smoke", help="default: smoke")
-    parser.add_argument("--seed", type=int, metavar="S", help="default: the experiment's first")
-    parser.add_argument("--out", type=Path, metavar="RUN", help=f"default: {RUNS}/EXPERIMENT/NAME")
-    parser.add_argument("--nope", action="store_true", help="without positions from the start")
-    device_flag(parser)
-    parser.add_argument("-h", "--help", action="store_true")
-    condition = argv[0] if not argv[0].startswith("-") else None
-    args, overrides = parser.parse_known_args(argv[1:] if condition else argv)
-    if condition is None and args.help:
-        parser.print_help()
-        return
-    if (condition is None) == (args.resume is None):
-        parser.error("name a condition, such as mha-shuffled, or give --resume RUN (and not both)")
+def _train(parser: argparse.ArgumentParser, words: TrainWords) -> None:
+    args, condition = words.args, words.name
     if args.resume is not None:
         from attn_clustering.train import resume
 
         _print_summary(resume(args.resume))
         return
-    assert condition is not None
-    _train_condition(condition, args, [*overrides, *(["--help"] if args.help else [])])
-
-
-def _train_condition(condition: str, args: argparse.Namespace, overrides: list[str]) -> None:
-    from attn_clustering.config import parse_condition, run_config
-
+    if condition is None:
+        if words.fields or any(
+            value != parser.get_default(key) for key, value in vars(args).items() if key != "dry_run"
+        ):
+            parser.error("name a condition, such as mha-shuffled, or give --resume RUN")
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            dry = ["--dry-run"] if args.dry_run else []
+            _matrix(_program().parser.parse_args(["matrix", "smoke", *dry]))
+            return
+        condition = "mha-shuffled"
     experiment = EXPERIMENTS[args.experiment][1]
-    attention, ordering = parse_condition(condition)
-    seed = experiment.first_seed if args.seed is None else args.seed
-    config = run_config(experiment, attention, ordering, seed, nope=args.nope)
-    if overrides:
-        from lab_shared.config import preset_cli
-
-        text = f"{condition} of {experiment.name}"
-        config = preset_cli({condition: (text, config)}, [condition, *overrides], prog="attn-clustering train")
+    conditions = _conditions(experiment, args.seed, args.nope)
+    config = chosen_config(conditions, condition, words.fields, parser.prog, data__corpus=args.data)
+    if args.dry_run:
+        print(_plan_of(config))
+        return
     from attn_clustering.train import train
 
     _print_summary(train(config, args.out or RUNS / experiment.name / config.name, device=args.device))
+
+
+def _plan_of(config: RunConfig) -> str:
+    import torch
+
+    optim, language = config.optim, config.data.language
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    record = Path(__file__).parents[2] / "results" / "bench" / f"attn-clustering-{device}.json"
+    facts = {
+        "data": config.data.corpus or "a generated language",
+        "work": f"{optim.steps:,} steps of {optim.batch} sequences",
+    }
+    if language is not None:
+        tokens = optim.steps * optim.batch * language.seq_len
+        row = f"train {config.experiment} {config.attention}"
+        facts["time"] = recorded_time(record, tokens, "tokens_per_s", row)
+    return dry_run_text(config.name, config, facts)
 
 
 def _print_summary(summary: dict[str, Any] | None) -> None:
@@ -196,7 +210,7 @@ def _print_summary(summary: dict[str, Any] | None) -> None:
 def _drope(args: argparse.Namespace) -> None:
     from lab_shared.config import from_json
 
-    from attn_clustering.config import Recalibration, RunConfig, phase2_config
+    from attn_clustering.config import Recalibration, phase2_config
     from attn_clustering.train import train
 
     if not (args.run_dir / "config.json").is_file():
@@ -227,6 +241,12 @@ def _report(args: argparse.Namespace) -> None:
     print(report.write(args.folder))
 
 
+def _collect(args: argparse.Namespace) -> None:
+    from attn_clustering import collect
+
+    print(collect.collect(args.folder, args.out))
+
+
 def _export_hf(args: argparse.Namespace) -> None:
     from attn_clustering.hf import export_hf
 
@@ -234,46 +254,10 @@ def _export_hf(args: argparse.Namespace) -> None:
 
 
 def _import_hf(args: argparse.Namespace) -> None:
-    from attn_clustering.config import run_config
     from attn_clustering.hf import import_run
 
     experiment = EXPERIMENTS[args.experiment][1]
     print(import_run(args.folder, args.out, run_config(experiment, "mha", "shuffled", experiment.first_seed)))
-
-
-def _prepare(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="attn-clustering prepare",
-        usage="attn-clustering prepare SOURCE ... --out DIR [--FIELD VALUE ...]",
-        description="Read text, split it by document, find its topics, train a tokenizer, write token sequences.\n"
-        "SOURCE: a .jsonl, .jsonl.gz, .parquet or .txt file, a folder of such files, or hf:DATASET:CONFIG.",
-        epilog="Every field of the corpus settings can be set; `prepare SOURCE --out DIR --help` lists them.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--out", type=Path, metavar="DIR")
-    parser.add_argument("-h", "--help", action="store_true")
-    n_sources = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
-    sources, (args, overrides) = argv[:n_sources], parser.parse_known_args(argv[n_sources:])
-    if args.help and not sources:
-        parser.print_help()
-        return
-    if not sources or (args.out is None and not args.help):
-        parser.error("give at least one SOURCE, and --out DIR")
-    from lab_shared.config import preset_cli
-
-    from attn_clustering.data.settings import CorpusConfig
-
-    config = preset_cli(
-        {"corpus": ("Settings of a corpus.", CorpusConfig(sources=tuple(sources)))},
-        ["corpus", *overrides, *(["--help"] if args.help else [])],
-        prog="attn-clustering prepare",
-    )
-    from attn_clustering.data.corpus import prepare
-
-    prepare(config, args.out)
-    print(args.out)
 
 
 def _bench(args: argparse.Namespace) -> None:
@@ -284,9 +268,7 @@ def _bench(args: argparse.Namespace) -> None:
     else:
         rows = bench.bench(device=args.device, only=args.only, quick=args.quick)
     found = bench.record(rows, args.device)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
+    write_record(args.out, found)
     print(json.dumps(found) if args.json else bench.table(rows))
 
 

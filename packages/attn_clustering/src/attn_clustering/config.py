@@ -14,10 +14,12 @@ from lab_shared.errors import UserError
 from attn_clustering.data.settings import LANGUAGES, LanguageConfig
 
 Attention = Literal["mha", "gqa"]
+Parts = Literal["endpoint", "all"]
 Ordering = Literal["shuffled", "topic_ordered", "homogeneous_blocks", "random_blocks", "reversed", "interleaved"]
 Phase = Literal["rope", "nope", "drope", "extra"]
 ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
 ORDERINGS: tuple[Ordering, ...] = get_args(Ordering)
+PARTS: tuple[Parts, ...] = get_args(Parts)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class ModelConfig:
     """Standard deviation of every matrix and the embedding at the start."""
 
     def __post_init__(self) -> None:
-        if self.heads % self.kv_heads:
+        if min(self.heads, self.kv_heads) < 1 or self.heads % self.kv_heads:
             raise UserError(f"kv_heads={self.kv_heads} must divide heads={self.heads}")
         if self.head_dim % 2:
             raise UserError(f"head_dim={self.head_dim} must be even: rotary positions turn pairs")
@@ -88,10 +90,10 @@ class OptimConfig:
     """Autocast type of training and evaluation; auto is bfloat16 on a GPU and float32 on a CPU."""
     residual: Literal["float32", "bfloat16"] = "float32"
     """Type of the residual stream under bfloat16 autocast."""
-    compile: Literal["auto", "off", "block", "model", "graph"] = "auto"
-    """model: torch.compile. block: each block by itself, compiled once for all, so much sooner ready. graph: the model
-    inside CUDA graphs, for models small enough to wait for launches. auto: off on a CPU and below 200 steps, graph on
-    one GPU below 12 million parameters, otherwise model."""
+    compile: Literal["auto", "off", "block"] = "auto"
+    """block: torch.compile of one block, used for all, of embedding and head. auto: block on a GPU from 100 steps."""
+    step_graph: Literal["auto", "off", "on"] = "auto"
+    """Record the whole step, optimiser included, as one CUDA graph. auto: alone on a GPU, from 100 steps."""
     eval_every: int = 500
     """Steps between looks at the validation loss."""
     eval_sequences: int = 3200
@@ -273,18 +275,26 @@ def _faithful() -> Experiment:
 
 
 def _controlled() -> Experiment:
-    recal = Recalibration(fraction=0.1, lr_factor=1.0, warmup=30)
+    recal = Recalibration(fraction=0.2, lr_factor=1.0, warmup=20)
     return Experiment(
         "controlled-v1",
-        ModelConfig(d_model=256, heads=4, kv_heads=4, mlp=688),
+        ModelConfig(vocab=1024, d_model=256, layers=6, heads=4, kv_heads=4, mlp=688),
         DataConfig(LANGUAGES["controlled-v1"], mode="fresh", cooldown=0.2),
-        OptimConfig(steps=3000, warmup=150, schedule="wsd", lr=3e-3, eval_every=1000, checkpoint_every=3000),
+        OptimConfig(
+            steps=1200,
+            warmup=60,
+            schedule="wsd",
+            lr=3e-3,
+            eval_every=400,
+            eval_sequences=1280,
+            checkpoint_every=1200,
+        ),
         orderings=("shuffled", "topic_ordered", "random_blocks"),
         seeds=8,
         recals=(recal,),
         sweep=tuple(
             replace(recal, fraction=fraction, lr_factor=lr_factor)
-            for fraction in (0.0, 0.01, 0.02, 0.05, 0.1)
+            for fraction in (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
             for lr_factor in ((0.1, 0.3, 1.0) if fraction else (1.0,))
             if (fraction, lr_factor) != (recal.fraction, recal.lr_factor)
         ),

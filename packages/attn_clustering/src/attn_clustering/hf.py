@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lab_shared.config import to_json
+from lab_shared.config import from_json, to_json
 from lab_shared.errors import UserError
 from lab_shared.files import atomic_write, make_folder
 from torch import Tensor
 
 from attn_clustering.config import ModelConfig, RunConfig
 from attn_clustering.data.settings import BOS, EOS, PAD
-from attn_clustering.model import Transformer
+from attn_clustering.model import Transformer, n_parameters
 from attn_clustering.runs import load_run, load_sequences
 
 NO_ROTATION = 1e30
@@ -124,11 +124,20 @@ def import_hf(folder: Path) -> Transformer:
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} has no config.json: it is no Hugging Face model folder")
-    theirs = json.loads((folder / "config.json").read_text())
-    config, rope_on = _model_config(theirs, folder)
+    try:
+        theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config, rope_on = _model_config(theirs, folder)
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise UserError(f"{folder / 'config.json'} is not the configuration of a Qwen3 model ({error!r})") from error
+    weights = _read_weights(folder)
+    held = sum(x.numel() for name, x in weights.items() if name != "lm_head.weight")
+    if min(config.vocab, config.d_model, config.layers) < 1 or n_parameters(config) != held:
+        raise UserError(f"{folder}: its config.json asks for {n_parameters(config):,} parameters, there are {held:,}")
     model = Transformer(config)
     model.rope_on = rope_on
-    weights, state = _read_weights(folder), model.state_dict()
+    state = model.state_dict()
     for ours, name in weight_names(config.layers).items():
         if name not in weights or weights[name].shape != state[ours].shape:
             found = tuple(weights[name].shape) if name in weights else "nothing"
@@ -174,18 +183,18 @@ def _model_config(theirs: dict[str, Any], folder: Path) -> tuple[ModelConfig, bo
     kind = (rope.get("rope_type", "default"), rope.get("factor"))
     if kind[0] != "default" and kind != ("linear", NO_ROTATION):
         raise UserError(f"{folder}: rotary positions of kind {kind[0]!r} are not supported, only 'default'")
-    config = ModelConfig(
-        vocab=theirs["vocab_size"],
-        d_model=theirs["hidden_size"],
-        layers=theirs["num_hidden_layers"],
-        heads=theirs["num_attention_heads"],
-        kv_heads=theirs["num_key_value_heads"],
-        head_dim=theirs["head_dim"],
-        mlp=theirs["intermediate_size"],
-        rope_theta=float(rope["rope_theta"]),
-        norm_eps=theirs["rms_norm_eps"],
-    )
-    return config, kind[0] == "default"
+    fields = {
+        "vocab": theirs["vocab_size"],
+        "d_model": theirs["hidden_size"],
+        "layers": theirs["num_hidden_layers"],
+        "heads": theirs["num_attention_heads"],
+        "kv_heads": theirs["num_key_value_heads"],
+        "head_dim": theirs["head_dim"],
+        "mlp": theirs["intermediate_size"],
+        "rope_theta": rope["rope_theta"],
+        "norm_eps": theirs["rms_norm_eps"],
+    }
+    return from_json(ModelConfig, json.dumps(fields)), kind[0] == "default"
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
@@ -197,7 +206,10 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         raise UserError(f"{folder} has no safetensors file")
     weights: dict[str, Tensor] = {}
     for file in files:
-        weights |= safetensors.torch.load_file(file)
+        try:
+            weights |= safetensors.torch.load_file(file)
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            raise UserError(f"{file} is damaged or no safetensors file: {error}") from error
     return weights
 
 

@@ -13,7 +13,7 @@ from lab_shared.errors import UserError
 from lab_shared.files import atomic_write, make_folder
 from lab_shared.sweep import Engine, Job, run_jobs
 
-from attn_clustering.config import Experiment, RunConfig, phase2_config, run_config
+from attn_clustering.config import Experiment, Parts, RunConfig, phase2_config, run_config
 
 
 def run_job(out: Path, *, config: dict[str, Any], analyze: bool) -> dict[str, Any]:
@@ -41,12 +41,15 @@ def seeds_of(experiment: Experiment, seeds: int | None = None) -> range:
     return range(experiment.first_seed, experiment.first_seed + n)
 
 
-def jobs(experiment: Experiment, seeds: int | None = None) -> list[Job]:
-    """Every job of an experiment, named as its run; recalibrations follow the training they need.
+def jobs(experiment: Experiment, seeds: int | None = None, parts: Parts = "all") -> list[Job]:
+    """The jobs of an experiment, named as their runs; recalibrations follow the training they need.
 
-    Runs that share their data, and those that share their shape, stand together, so that one process makes data and
-    compiled code once.
+    parts: "endpoint" leaves out what the primary contrast does not rest on: attention variants and recalibrations but
+    the first, NoPE from scratch, and the sweep. Runs that share their data, and those that share their shape, stand
+    together, so that one process makes data and compiled code once.
     """
+    if parts == "endpoint":
+        experiment = replace(experiment, attentions=experiment.attentions[:1], recals=experiment.recals[:1], sweep=())
     result: list[Job] = []
 
     def add(run: RunConfig, *needs: str, analyze: bool = True) -> None:
@@ -62,7 +65,8 @@ def jobs(experiment: Experiment, seeds: int | None = None) -> list[Job]:
                     add(phase2_config(trained, recal), trained.name)
                 if experiment.controls:
                     add(phase2_config(trained, experiment.recals[0], "extra"), trained.name)
-                    add(run_config(experiment, attention, ordering, seed, nope=True))
+                    if parts == "all":
+                        add(run_config(experiment, attention, ordering, seed, nope=True))
                 if seed == experiment.first_seed:
                     for recal in experiment.sweep:
                         add(phase2_config(trained, recal), trained.name, analyze=False)
@@ -74,6 +78,8 @@ def run_matrix(
     out: Path,
     *,
     seeds: int | None = None,
+    first_seed: int | None = None,
+    parts: Parts = "all",
     engine: Engine = "local",
     address: str | None = None,
     workers: int | None = None,
@@ -81,22 +87,32 @@ def run_matrix(
 ) -> str:
     """Run what is not done of an experiment in the folder `out`, then write its report; returns the table of runs.
 
-    OUT/experiment.json is the experiment, OUT/NAME a run. Raises UserError for a folder with another experiment, and
-    at the end for jobs that failed.
+    seeds, first_seed: which; the experiment's own if None. parts: see `jobs`. OUT/experiment.json is the experiment,
+    OUT/NAME a run. Two calls at a time may fill one folder with different seeds. Raises UserError for a folder with
+    another experiment, and at the end for jobs that failed.
     """
     out = out.resolve()
     make_folder(out)
-    listed = jobs(experiment, seeds)
-    # The number of seeds may grow from one call to the next; nothing else may change.
-    text = to_json(replace(experiment, seeds=1))
-    file = out / "experiment.json"
-    if file.exists() and to_json(replace(from_json(Experiment, file.read_text()), seeds=1)) != text:
-        raise UserError(f"{out} holds another experiment than this {experiment.name}: choose another --out")
-    atomic_write(file, to_json(replace(experiment, seeds=len(seeds_of(experiment, seeds)))))
+    if first_seed is not None:
+        experiment = replace(experiment, first_seed=first_seed)
+    listed = jobs(experiment, seeds, parts)
+    _note_experiment(out, experiment, seeds_of(experiment, seeds))
     summaries = run_jobs(listed, out, engine=engine, address=address, workers=workers, gpus_per_job=gpus_per_job)
     from attn_clustering.report import write
 
     return f"{table(list(summaries.values()))}\n\nreport: {write(out)}"
+
+
+def _note_experiment(out: Path, experiment: Experiment, seeds: range) -> None:
+    """Write OUT/experiment.json. Seeds may be added from one call to the next; nothing else may change."""
+    file = out / "experiment.json"
+    if file.exists():
+        there = from_json(Experiment, file.read_text())
+        if replace(there, seeds=1, first_seed=0) != replace(experiment, seeds=1, first_seed=0):
+            raise UserError(f"{out} holds another experiment than this {experiment.name}: choose another --out")
+        before = seeds_of(there)
+        seeds = range(min(seeds.start, before.start), max(seeds.stop, before.stop))
+    atomic_write(file, to_json(replace(experiment, seeds=len(seeds), first_seed=seeds.start)))
 
 
 def table(summaries: Sequence[Mapping[str, Any]]) -> str:

@@ -72,6 +72,13 @@ class _Report:
             broken, n = compare.not_recovered(files.results, found, files.recal)
             much = " **The claim is about models that DroPE left broken.**" if 2 * broken > n else ""
             self.page.text(f"{broken} of {n} of these models did not recover the loss they had with RoPE.{much}")
+        above = report_data.above_floor(files)
+        if above is not None:
+            limit = report_data.LEARNED_WITHIN
+            word = "counts as learned" if above <= limit else f"**counts as not learned** (limit {limit} nats)"
+            self.page.text(
+                f"Shuffled models with RoPE end {above:+.3f} nats from the Bayes floor on average: the language {word}."
+            )
         name = found.metric if found else "endpoint"
         rows = report_data.seed_rows(files, name)
         if rows:
@@ -133,6 +140,17 @@ class _Report:
                 if isinstance(value, dict) and "se" in value
             ]
             self.page.table(["level", "value", "standard error"], table, f"Reference levels, {self.data}.")
+        self._against_the_floor()
+
+    def _against_the_floor(self) -> None:
+        rows = report_data.floor_rows(self.files)
+        if rows:
+            cells = [
+                [row["run"], f"{row['loss']:.4f}", f"{row['above']:+.4f}", f"{100 * row['closed']:.1f}%"]
+                for row in rows
+            ]
+            caption = f"Validation loss at the end; closed: of the way from unigram filter to floor, {self.data}."
+            self.page.table(["run", "loss", "above the floor", "closed"], cells, caption)
 
     def probes(self) -> None:
         self.page.section("Topic probes")
@@ -162,9 +180,10 @@ class _Report:
         picked = [
             HeadMaps(r["run"]["name"], *(self.files.arrays[r["run"]["name"]][key] for key in
                      ("example_pattern", "excess_lag", "example_topics")))
-            for r in first[:MAX_PICKED]
+            for r in first[:MAX_PICKED] if "example_pattern" in self.files.arrays[r["run"]["name"]]
         ]  # fmt: skip
-        self.page.html(picker(picked, "within-topic excess"))
+        if picked:
+            self.page.html(picker(picked, "within-topic excess"))
         rows = report_data.head_rows(self.files, self.files.drawn)
         atomic_write(self.folder / "heads.csv", report_data.csv_text(rows))
         shown = [row for row in rows if row["run"] in {r["run"]["name"] for r in first}]
@@ -247,15 +266,17 @@ class _Report:
         self.page.table(["run", "heads", "loss", "probe"], cells, caption, align="llrr")
 
     def original(self) -> None:
+        if self.files.experiment.name == "sanity":
+            self._sanity_beside_the_log()
         found = [r for r in self.files.results if r["run"]["experiment"] == "faithful-v1"]
         if not found:
             return
         self.page.section("Beside the original")
         self.page.text(
-            "The original left two records that disagree in all eight rows: the table of its log, and the committed "
-            "JSON. The JSON is taken as the record. Its within-topic shares and entropies come from attention without "
-            "the causal mask; ours beside them are computed the same wrong way (legacy), and chance is what uniform "
-            "attention scores. Its data are another draw of the same language."
+            "The original, a single seed, left two records that disagree in all eight rows: the table of its log, and "
+            "the committed JSON. The JSON is taken as the record. Its within-topic shares and entropies come from "
+            "attention without the causal mask; ours beside them are computed the same wrong way (legacy), and chance "
+            "is what uniform attention scores. Its data are another draw of the same language."
         )
         cells, bands = [], []
         for r in found:
@@ -288,6 +309,20 @@ class _Report:
             f"mask, {chance['entropy_bound_noncausal']:.3f} without."
         )  # fmt: skip
         self.page.table(["run", "quantity", "value", "band", ""], bands, "Acceptance bands.", align="llrrl")
+
+    def _sanity_beside_the_log(self) -> None:
+        self.page.section("Beside the original")
+        files = self.files
+        counted = {s["parameters"] for s in files.summaries if "parameters" in s}
+        self.page.text(
+            f"{original.SANITY_NOTE} Counted here: {', '.join(f'{n:,}' for n in sorted(counted))}. What can be "
+            f"compared are levels: stated, and of the exact filter ({self.data})."
+        )
+        cells = []
+        for name, stated in original.SANITY_LEVELS.items():
+            exact = files.levels[name]["value"] if files.levels else float("nan")
+            cells.append([name.replace("_", " "), f"{stated:g}", f"{exact:.4f}"])
+        self.page.table(["level", "stated", "here"], cells, f"Sanity levels, {self.data}.")
 
     def set_up(self) -> None:
         self.page.section("Set-up")

@@ -106,6 +106,34 @@ def loss_rows(files: MatrixFiles) -> list[Row]:
     ]
 
 
+LEARNED_WITHIN = 0.15
+"""Nats above the Bayes floor up to which a language counts as learned; see PREREGISTRATION.md."""
+
+
+def floor_rows(files: MatrixFiles) -> list[Row]:
+    """Final losses of first phases against the reference levels: nats above the Bayes floor, and the part of the way
+    from the unigram topic filter (0) to the floor (1) that was closed. Empty without levels."""
+    if files.levels is None:
+        return []
+    floor, unigram = (files.levels[name]["value"] for name in ("bayes_floor", "unigram_filter"))
+    rows = []
+    for r in files.results:
+        if r["run"]["recal"] is None:
+            loss = r["training"]["val_loss"]
+            closed = (unigram - loss) / (unigram - floor)
+            rows.append(
+                {"run": r["run"]["name"], **_condition(r), "loss": loss, "above": loss - floor, "closed": closed}
+            )
+    return rows
+
+
+def above_floor(files: MatrixFiles) -> float | None:
+    """Mean distance of the shuffled RoPE models' loss from the Bayes floor, nats; None without them or levels."""
+    wanted = ("rope", "shuffled", files.experiment.attentions[0])
+    above = [r["above"] for r in floor_rows(files) if (r["phase"], r["ordering"], r["attention"]) == wanted]
+    return float(np.mean(above)) if above else None
+
+
 def probe_rows(files: MatrixFiles) -> list[Row]:
     return [
         {**_condition(r), "place": i, "accuracy": a, "low": low, "high": high, "permuted": permuted}
@@ -196,20 +224,25 @@ def head_rows(files: MatrixFiles, results: Sequence[Mapping[str, Any]]) -> list[
 def entropy_rows(files: MatrixFiles, results: Sequence[Mapping[str, Any]]) -> list[Row]:
     rows = []
     for r in results:
-        values = files.arrays[r["run"]["name"]]["entropy_by_position"]
-        t = np.unique(np.geomspace(1, values.shape[-1], 24).round().astype(int))
+        values, t = entropy_curve(files.arrays[r["run"]["name"]])
         for layer, head in np.ndindex(values.shape[:2]):
             rows += [
-                {
-                    "run": r["run"]["name"],
-                    "layer": layer,
-                    "head": head,
-                    "t": int(n),
-                    "entropy": float(values[layer, head, n - 1]),
-                }
-                for n in t
+                {"run": r["run"]["name"], "layer": layer, "head": head, "t": int(n), "entropy": float(value)}
+                for n, value in zip(t, values[layer, head], strict=True)
             ]
     return rows
+
+
+def entropy_curve(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Entropies (L, H, n) at n numbers of visible tokens (n,), equally far apart in the logarithm.
+
+    A collected run has no others.
+    """
+    values = arrays["entropy_by_position"]
+    if "entropy_tokens" in arrays:
+        return values, arrays["entropy_tokens"]
+    t = np.unique(np.geomspace(1, values.shape[-1], 24).round().astype(int))
+    return values[..., t - 1], t
 
 
 def spectrum_rows(files: MatrixFiles, results: Sequence[Mapping[str, Any]]) -> list[Row]:

@@ -15,6 +15,7 @@ from lab_shared.checkpoint import save_weights, seed_everything
 from lab_shared.config import from_json
 from lab_shared.dist import Dist, init
 from lab_shared.errors import UserError
+from lab_shared.graphs import StepGraph
 from lab_shared.loop import ticks
 from lab_shared.optim import MuonAdamW, lr_multiplier, make_optimizer
 from lab_shared.run import Run, read_metrics
@@ -26,10 +27,8 @@ from attn_clustering.model import Transformer, build_model, n_parameters, next_t
 from attn_clustering.runs import load_sequences, read_summary, training_data, vocabulary
 
 RESUME = "uv run attn-clustering train --resume {path}"
-COMPILE_FROM = 200
-"""Steps below which compilation takes longer than it saves."""
-GRAPH_BELOW = 12_000_000
-"""Parameters up to which a step's kernels are shorter than their launches, so that CUDA graphs pay."""
+COMPILE_FROM = 100
+"""Steps below which compiling and recording take longer than they save."""
 
 
 def train(config: RunConfig, out: Path, *, device: str | None = None) -> dict[str, Any] | None:
@@ -65,9 +64,13 @@ def resume(path: Path) -> dict[str, Any] | None:
     return train(from_json(RunConfig, (path / "config.json").read_text()), path)
 
 
-def training_optimizer(model: Transformer, optim: OptimConfig) -> MuonAdamW:
-    """Muon on the hidden matrices, AdamW on embedding and gains."""
-    optimizer = make_optimizer(model, lr=optim.lr, muon_lr=optim.muon_lr, weight_decay=optim.weight_decay)
+def training_optimizer(model: Transformer, optim: OptimConfig, *, graphed: bool = False) -> MuonAdamW:
+    """Muon on the hidden matrices, AdamW on embedding and gains. graphed: for a step that is one CUDA graph."""
+    # Compiling Muon's few large products takes seconds and saves launches, which a graph saves by itself.
+    compile_muon = False if graphed or optim.steps < COMPILE_FROM else None
+    optimizer = make_optimizer(
+        model, lr=optim.lr, muon_lr=optim.muon_lr, weight_decay=optim.weight_decay, compile=compile_muon
+    )
     for group in optimizer.param_groups:
         if "eps" in group:  # AdamW's
             group["eps"] = optim.adam_eps
@@ -76,37 +79,34 @@ def training_optimizer(model: Transformer, optim: OptimConfig) -> MuonAdamW:
     return optimizer
 
 
-def compiled(model: Transformer, optim: OptimConfig, dist: Dist) -> Any:
-    """What computes a loss from (tokens, targets), as `optim.compile` asks.
+def compile_blocks(model: Transformer, optim: OptimConfig, device: torch.device) -> None:
+    """Compile the model in place, as `optim.compile` asks: embedding, block and head.
 
-    Models of the same shape in one process share their compiled code.
+    The blocks share their code, and so do models of the same shape in one process. The rotation's sines and cosines
+    are made outside: a compiler that sees where they come from computes them again for every query and key, which
+    took a quarter of a step.
     """
-    how = optim.compile
-    if how == "auto":
-        small = dist.world == 1 and n_parameters(model.config) < GRAPH_BELOW
-        pays = dist.device.type == "cuda" and optim.steps >= COMPILE_FROM
-        how = "off" if not pays else "graph" if small else "model"
-    if how == "off":
-        return model
-    # One process may train several shapes, each with and without positions and gradients: past the default limit of 8
-    # Dynamo would go on uncompiled.
+    if optim.compile == "off" or (optim.compile == "auto" and not preparing_pays(optim, device)):
+        return
+    # One process may train several shapes, each with and without positions: past the default limit of 8 Dynamo would
+    # go on uncompiled.
     torch._dynamo.config.recompile_limit = 256
-    if how == "block":
-        for block in model.blocks:
-            block.compile(dynamic=False)
-        setattr(model, "head", torch.compile(model.head, dynamic=False))  # noqa: B010 - a method, for mypy
-        return model
-    if how == "model":
-        return torch.compile(model, dynamic=False)
-    # A graph is recorded anew for each model; after 128 of them Inductor would go on without graphs.
-    torch._inductor.config.triton.cudagraph_unexpected_rerecord_limit = 1_000_000
-    graphed = torch.compile(model, dynamic=False, mode="reduce-overhead")
+    for part in (model.embed, *model.blocks):
+        part.compile(dynamic=False)
+    setattr(model, "head", torch.compile(model.head, dynamic=False))  # noqa: B010 - a method, for mypy
 
-    def forward(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        torch.compiler.cudagraph_mark_step_begin()  # what the step before left in the graphs' memory is used up
-        return graphed(tokens_BT, targets_BT)
 
-    return forward
+def preparing_pays(optim: OptimConfig, device: torch.device) -> bool:
+    """Whether a run is long enough, and on the device, for compilation and recording to save time."""
+    return device.type == "cuda" and optim.steps >= COMPILE_FROM
+
+
+def step_graphed(optim: OptimConfig, dist: Dist) -> bool:
+    """Whether a training step is to be one CUDA graph. Raises UserError when it cannot be."""
+    if optim.step_graph == "on" and dist.world > 1:
+        raise UserError("optim.step_graph=on is for one process: gradients are averaged between graphs")
+    pays = dist.world == 1 and preparing_pays(optim, dist.device)
+    return optim.step_graph == "on" or (optim.step_graph == "auto" and pays)
 
 
 def set_precision(model: Transformer, optim: OptimConfig, device: torch.device) -> Callable[[], Any]:
@@ -133,7 +133,6 @@ def evaluate(forward: Callable[..., Tensor], autocast: Callable[[], Any], tokens
     # With gradients, which nobody asks for: without them the model would be compiled once more.
     with autocast():
         for tokens_BT in batches:
-            # The copy in double takes the loss out of the CUDA graph's memory.
             losses.append(forward(tokens_BT, next_token_targets(tokens_BT)).detach().double())
     return float(torch.stack(losses).mean())
 
@@ -151,12 +150,12 @@ def _train(config: RunConfig, run: Run, dist: Dist) -> dict[str, Any] | None:
     model = build_model(config.model, config.seed) if phase_1 else drope.starting_model(config, run.path)
     model = model.to(device).train()
     autocast = set_precision(model, optim, device)
-    single = compiled(model, optim, dist)
+    compile_blocks(model, optim, device)
     val_NT = load_sequences(config.data, "val", str(device)).tokens_NT[: optim.eval_sequences]
     summary: dict[str, Any] = {"name": config.name, "phase": config.phase, "parameters": n_parameters(config.model)}
     run.progress.line(f"{config.name}: {summary['parameters']:,} parameters, {dist.world} x {device.type}")
     if dist.is_main and not read_metrics(run.path, "val"):
-        run.log(0, "val", {"loss": evaluate(single, autocast, val_NT, optim.batch)})
+        run.log(0, "val", {"loss": evaluate(model, autocast, val_NT, optim.batch)})
 
     if optim.steps:
         sequences, order = training_data(config, str(device))
@@ -168,13 +167,21 @@ def _train(config: RunConfig, run: Run, dist: Dist) -> dict[str, Any] | None:
             f"{optim.steps:,} steps of {optim.batch} x {tokens_NT.size(1)} tokens, "
             f"{order.epochs:.2f} epochs of {len(tokens_NT):,} sequences, {order.kind}"
         )
-        optimizer, forward = training_optimizer(model, optim), dist.wrap(single)
+        graphed, forward = step_graphed(optim, dist), dist.wrap(model)
+        optimizer = training_optimizer(model, optim, graphed=graphed)
+
+        def loss_of(tokens_BT: Tensor) -> Tensor:
+            with autocast():
+                loss: Tensor = forward(tokens_BT, next_token_targets(tokens_BT))
+            return loss
+
+        graph = StepGraph(loss_of, model, optimizer, clip=optim.clip) if graphed else None
         for tick in ticks(
             run,
             optim.steps,
             model=model,
             optimizer=optimizer,
-            lr=lambda step: lr_multiplier(optim.schedule, step, optim.steps, warmup=optim.warmup),
+            lr=lambda step: lr_multiplier(optim.schedule, step, optim.steps, warmup=min(optim.warmup, optim.steps)),
             clip=optim.clip,
             unit="tokens",
             log_every=optim.log_every,
@@ -185,11 +192,12 @@ def _train(config: RunConfig, run: Run, dist: Dist) -> dict[str, Any] | None:
             start = (tick.step - 1) * optim.batch
             ids_B = index_S[start + dist.rank : start + optim.batch : dist.world]
             tokens_BT = tokens_NT[ids_B]
-            with autocast():
-                loss = forward(tokens_BT, next_token_targets(tokens_BT))
-            tick.update(loss, ids=ids_B, n=tokens_BT.numel())
+            if graph is None:
+                tick.update(loss_of(tokens_BT), ids=ids_B, n=tokens_BT.numel())
+            else:
+                tick.stepped(*graph(tokens_BT), ids=ids_B, n=tokens_BT.numel())
             if tick.every(optim.eval_every) and dist.is_main:
-                tick.log("val", loss=evaluate(single, autocast, val_NT, optim.batch))
+                tick.log("val", loss=evaluate(model, autocast, val_NT, optim.batch))
     elif dist.is_main:
         save_weights(run.path / "weights.safetensors", model)
 

@@ -96,9 +96,13 @@ def kl_attention(
     with torch.autocast(mu.device.type, enabled=False):
         start = 0 if cache is None else cache.length
         p = prepare(mu, sigma, frames, kappa, alibi=alibi, rope=rope, centre=centre, start=start)
-        value = torch.cat([p.query, p.key], -1) if return_kl else p.query
+        d = mu.size(-1)
+        # Where the kernel takes narrow values, the mean alone needs no second moments.
+        narrow = mean_only and precision == "fp32" and mu.is_cuda
+        carried = p.query[..., -1 - d :] if narrow else p.query
+        width = carried.size(-1)
+        value = torch.cat([carried, p.key], -1) if return_kl else carried
         mixed, lse = mix(p.query, p.biased_key, value, p.kappa_H1, causal, self_mask, precision, cache, return_lse)
-        d, width = mu.size(-1), p.query.size(-1)
         moments = mixed[..., :width]
         isotropic = sigma.dim() == 3
         return Attended(

@@ -42,6 +42,8 @@ REGIMES = (
 )
 """(name, standard deviation of mu, of log sigma, l, kappa)"""
 
+_DENSE_DIAGONAL, _DENSE_FULL = "dense reference, diagonal approximation", "dense reference, full covariance"
+
 Row = dict[str, Any]
 
 
@@ -66,11 +68,45 @@ def main(device: torch.device | str, out: Path | None = None, quick: bool = Fals
             print("  ".join(f"{name} {_cell(value)}" for name, value in row.items()), flush=True)
             rows.append(row)
         if out is not None:
-            record = {"environment": environment(device), "label": "generated data", "rows": rows}
+            record = {
+                "environment": environment(device),
+                "label": "generated data",
+                "requirements": requirements(rows, gpu),
+                "rows": rows,
+            }
             make_folder(out.parent)
             atomic_write(out, json.dumps(record, indent=1) + "\n")
     print(f"\n{table(rows)}")
+    print("\n" + "\n".join(said(r) for r in requirements(rows, gpu)))
     return rows
+
+
+def requirements(rows: Sequence[Row], gpu: bool) -> list[Row]:
+    """Required beside measured, for what has been measured: {"what", "measured", "required", "met"}."""
+    timed = {(r["name"], r["n"]): r for r in rows if r["section"] == "speed"}
+    n, limit = (1024, 500.0) if gpu else (512, 50.0)
+    found: list[Row] = []
+    for name in (_DENSE_DIAGONAL, _DENSE_FULL):
+        longest = max((at for other, at in timed if other == name and at <= n), default=0)
+        if longest >= n // 2:
+            ratio = timed[name, longest]["times features"]
+            what = f"times faster than the {name}, N = {longest}"
+            found.append({"what": what, "measured": ratio, "required": f">= {limit:g}", "met": ratio >= limit})
+    plain = timed.get(("plain attention of width 24", n))
+    if gpu and plain is not None:
+        ratio = 1 / plain["times features"]
+        what = f"times the duration of plain attention of the same padded width, N = {n}"
+        found.append({"what": what, "measured": ratio, "required": "<= 1.5", "met": ratio <= 1.5})
+    growth = [r["growth"] for r in rows if "growth" in r]
+    if growth:
+        what = "largest growth of memory from N to 2 N"
+        found.append({"what": what, "measured": max(growth), "required": "<= 2.3", "met": max(growth) <= 2.3})
+    return found
+
+
+def said(requirement: Row) -> str:
+    met = "met" if requirement["met"] else "NOT met"
+    return f"{requirement['what']}: {requirement['measured']:.3g}, required {requirement['required']}: {met}"
 
 
 def speed(lengths: Sequence[int], device: torch.device, *, n_batch: int, dense_limit: int) -> Iterator[Row]:
@@ -85,9 +121,9 @@ def speed(lengths: Sequence[int], device: torch.device, *, n_batch: int, dense_l
             (f"plain attention of width {width}", _plain_attention, plain, False),
         ]
         if n <= dense_limit:
-            cases.append(("dense reference, diagonal approximation", _dense_diagonal, beliefs, True))
-            if device.type == "cpu" and n <= 256:  # minutes beyond
-                cases.append(("dense reference, full covariance", _dense_full, beliefs, True))
+            cases.append((_DENSE_DIAGONAL, _dense_diagonal, beliefs, True))
+        if device.type == "cpu" and n <= 256:  # minutes beyond
+            cases.append((_DENSE_FULL, _dense_full, beliefs, True))
         base: float | None = None
         for name, function, leaves, few in cases:
             row = _timed("speed", name, function, leaves, n=n, few=few)
@@ -231,6 +267,7 @@ def _timed(
         torch.cuda.synchronize()
         row["compile s"] = time.perf_counter() - started
         host = measure(step, repeats=5 if few else 20, device=device)
+        row["host ms"] = 1e3 * host["median_s"]
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -247,7 +284,7 @@ def _timed(
         timing = measure(graph.replay, repeats=5 if few else 20, device=device)
         del graph
         torch.cuda.empty_cache()
-    return row | {"ms": 1e3 * timing["median_s"], "host ms": 1e3 * host["median_s"]}
+    return row | {"ms": 1e3 * timing["median_s"]}
 
 
 def _weights(mu: Tensor, sigma: Tensor, omega: Tensor, kappa: float, precision: Precision) -> Tensor:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from lab_shared.arrays import save_arrays
 from lab_shared.checkpoint import load_weights
-from lab_shared.config import from_json
+from lab_shared.config import read_config
 from lab_shared.errors import UserError
 from lab_shared.files import atomic_write
 from lab_shared.progress import Counter
@@ -39,10 +40,10 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
-def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
-    """The number format of projections and readout; KL features and logits stay in float32."""
+def autocast(config: TrainConfig, device: torch.device, *, cache: bool = True) -> AbstractContextManager[Any]:
+    """The number format of projections and readout; KL features and logits stay in float32. cache: of weights."""
     low = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16, enabled=low)
+    return torch.autocast(device.type, torch.bfloat16, enabled=low, cache_enabled=cache)
 
 
 def load_run(run_dir: Path, device: torch.device) -> tuple[TrainConfig, Model, Tokenizer | None]:
@@ -50,13 +51,13 @@ def load_run(run_dir: Path, device: torch.device) -> tuple[TrainConfig, Model, T
     run_dir = Path(run_dir)
     if not (run_dir / "config.json").exists():
         raise UserError(f"{run_dir} is no run folder: it has no config.json")
-    config = from_json(TrainConfig, (run_dir / "config.json").read_text())
+    config = read_config(TrainConfig, run_dir / "config.json")
     weights = run_dir / "weights.safetensors"
     if not weights.exists():
         raise UserError(f"{run_dir} has no trained weights yet: finish it with `gauge-attn train --resume {run_dir}`")
     tokenizer = None
     if config.data.data != "induction":
-        tokenizer = Tokenizer.from_json((run_dir / TOKENIZER).read_text())
+        tokenizer = Tokenizer.read(run_dir / TOKENIZER)
     vocab = tokenizer.vocab if tokenizer else vocabulary(config.data.keys)
     model = build_model(config.model, vocab, config.data.window, config.optim)
     load_weights(weights, model)
@@ -166,7 +167,7 @@ def write_evaluation(
     result |= {"diagnosis": diagnose(model, data), "ablation": ablation_costs(model, data, config)}
     maps = attention_maps(model, data.input_WN[:1, :_MAPPED])
     names = [f"layer {m['layer']} head {m['head']} ({m['label']})" for m in maps]
-    np.savez_compressed(
+    save_arrays(
         run_dir / "maps.npz",
         names=np.array(names),
         beta=np.stack([m["beta"] for m in maps]).astype(np.float32),

@@ -1,7 +1,7 @@
 """The experiments: named lists of runs, executed by `lab_shared.sweep`, and the records that come back.
 
 Each cell of a grid is a configuration; each seed of a cell is one run in a folder of its own, which is skipped once it
-is done and resumed where it was stopped. results.json collects {"cell", "seed", "settings", "summary"} of them all.
+is done and resumed where it was stopped. results.json collects them all, see `records`.
 """
 
 from __future__ import annotations
@@ -13,97 +13,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lab_shared.errors import UserError
 from lab_shared.files import atomic_write, make_folder
 
-from gauge_attn.config import SEED_SPEC, TrainConfig, as_original, faithful, seed_run
-
-Cells = dict[str, TrainConfig]
-
-KAPPA_MODES = ("shared", "dim", "sqrt_dim", "standardised", "learnable")
-SAME_K_SPECS = ("19x0e", SEED_SPEC, "1x0e+6x1e", "1x0e+1x1e+3x2e", "1x9e")
-"""Nineteen components each."""
-SPECS = {
-    "19": SEED_SPEC,
-    "19-scalars": "19x0e",
-    "19-vectors": "1x0e+6x1e",
-    "19-tensors": "1x0e+1x1e+3x2e",
-    "28": "2x0e+2x1e+4x2e",
-    "28-scalars": "28x0e",
-    "41": "4x1e+3x2e+2x3e",
-    "41-scalars": "41x0e",
-    "108": "10x0e+10x1e+8x2e+4x3e",
-    "108-scalars": "108x0e",
-    "25-pure-tensors": "5x2e",
-    "25-scalars": "25x0e",
-}
-_WEIGHTS: dict[str, tuple[float, str]] = {
-    "none": (0.0, "mean"),
-    "mean-0.01": (0.01, "mean"),
-    "mean-1": (1.0, "mean"),
-    "sum-1": (1.0, "sum"),
-}
-SEEDS = {"seed-repro": 5, "h2": 5, "smoke": 1}
-"""Seeds per cell; 3 where not named."""
-
-
-def _model(config: TrainConfig, **changes: Any) -> TrainConfig:
-    return replace(config, model=replace(config.model, **changes))
-
-
-def _alignment(config: TrainConfig, name: str) -> TrainConfig:
-    weight, reduction = _WEIGHTS[name]
-    return replace(config, optim=replace(config.optim, alignment=weight, alignment_reduction=reduction))  # type: ignore[arg-type]
-
-
-def cells(name: str) -> Cells:
-    """The configurations of a grid. Raises UserError for a name that is none.
-
-    seed-repro: the seed's three temperatures with the alignment loss summed, as is and with the original's
-    approximations, and for each what the same beliefs would do if they were noise (`noise_control`).
-    h1: row_std over d at a shared temperature. h2: does l matter once logits are standardised? h3: weight of the
-    alignment loss. h4: Taylor-4 frames. h5: gauge-fixed beliefs. h6: diagonal covariances. h7: frames frozen.
-    h8: curved transport. specs: layouts beside all-scalar ones of equal K.
-    """
-    seeds_of_kappa = {"a": 0.43, "b": 0.00043, "c": 0.0086}
-    if name == "seed-repro":
-        exact = {f"seed-{row}": seed_run(kappa) for row, kappa in seeds_of_kappa.items()}
-        return exact | {"seed-c-original": as_original(seed_run(0.0086))}
-    if name == "h1":
-        return {f"spec={label}": faithful(mean_std=None, spec=SPECS[label]) for label in ("19", "28", "41")}
-    if name == "h2":
-        return {
-            f"{spec.replace('+', '_')},{mode}": faithful(spec=spec, kappa_mode=mode)
-            for spec in SAME_K_SPECS
-            for mode in KAPPA_MODES
-        }
-    if name == "h3":
-        return {
-            f"kappa={kappa},alignment={weight}": _alignment(faithful(kappa, mean_std=0.02), weight)
-            for kappa in (0.43, 0.0086)
-            for weight in _WEIGHTS
-        }
-    dense = faithful(0.0086, route="dense", mean_std=0.081)
-    pairs: dict[str, Cells] = {
-        "h4": {"exact": dense, "taylor4": _model(dense, exponential="taylor4")},
-        "h5": {"free": faithful(), "gauge-fixed": faithful(gauge_fixed=True)},
-        "h6": {"full": dense, "diagonal": _model(dense, covariance="diag_approx")},
-        "h7": {"learned": faithful(), "frozen": faithful(frames="frozen")},
-        "h8": {"flat": _model(dense, kappa=0.43), "curved": _model(dense, kappa=0.43, curvature=1.0)},
-        "specs": {label: faithful(spec=spec, kappa_mode="learnable") for label, spec in SPECS.items()},
-        "smoke": {
-            "free": faithful(spec="1x0e+1x1e"),
-            "aligned": _alignment(faithful(spec="1x0e+1x1e"), "sum-1"),
-            "frozen": faithful(spec="1x0e+1x1e", frames="frozen"),
-        },
-    }
-    if name in pairs:
-        return pairs[name]
-    if name == "all":
-        parts = ("seed-repro", *(f"h{i}" for i in range(1, 9)), "specs")
-        return {f"{part}/{cell}": config for part in parts for cell, config in cells(part).items()}
-    known = ("seed-repro", *(f"h{i}" for i in range(1, 9)), "specs", "all", "smoke")
-    raise UserError(f"no grid {name!r}; there are {', '.join(known)}")
+from gauge_attn.cells import STEPS, cells, seeds_of
+from gauge_attn.config import TrainConfig
 
 
 def run_grid(
@@ -123,7 +36,7 @@ def run_grid(
 ) -> dict[str, Any]:
     """Run what is not done of a grid and collect it; {"name", "folder", "runs", "text"}.
 
-    Writes results.json, results.csv and report.html into `out` (default runs/gauge_attn/grid-NAME). compile: as in
+    Writes results.json, report.html and figures into `out` (default runs/gauge_attn/grid-NAME). compile: as in
     TrainConfig, but None leaves it out where runs share a GPU, whose processes would all wait for the compiler.
     """
     from lab_shared.sweep import Job, run_jobs
@@ -132,16 +45,18 @@ def run_grid(
     if compile is None and gpus_per_job < 1:
         compile = False
     at_once = workers or max(1, int(1 / gpus_per_job))
-    if at_once > 1:  # inherited by the workers: Inductor would start a thread per core in each
+    if at_once > 1:  # inherited by the workers: one thread each, and Inductor would start one per core
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
     jobs, settings = [], {}
     for cell, config in cells(name).items():
         config = replace(config, wandb="disabled", compile=compile)
         if data is not None or data_folder is not None:
             config = replace(config, data=replace(config.data, data=data or config.data.data, folder=data_folder))
-        if steps is not None:
-            config = replace(config, steps=steps, eval_every=steps, checkpoint_every=max(steps // 2, 1))
-        for seed in range(seeds or SEEDS.get(cell.split("/")[0] if name == "all" else name, 3)):
+        n_steps = steps or STEPS
+        config = replace(config, steps=n_steps, eval_every=n_steps, checkpoint_every=max(n_steps // 2, 1))
+        grid, _, own = cell.rpartition("/")
+        for seed in range(seeds or seeds_of(grid or name, own)):
             job_name = f"{cell.replace('/', '+')},seed={seed}".replace(",", "-")
             settings[job_name] = (cell, seed, config)
             jobs.append(Job(job_name, train_cell, {"config": asdict(replace(config, seed=seed))}))
@@ -172,12 +87,15 @@ def run_grid(
 def collect(name: str, out: Path, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Save the records of a grid with its verdicts and report; the tables stand under "text"."""
     from gauge_attn.grid_tables import grid_text
+    from gauge_attn.records import pack, unpack
     from gauge_attn.report import write_grid_report
     from gauge_attn.verdicts import verdicts
 
     make_folder(out)
+    text = pack(name, runs)
+    atomic_write(out / "results.json", text)
+    runs = unpack(json.loads(text))  # so that what is said now is what the file says
     result = {"name": name, "runs": runs, "verdicts": verdicts(runs)}
-    atomic_write(out / "results.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     page = write_grid_report(out)
     return result | {"folder": str(out), "text": f"{grid_text(result)}\n\nreport: {page}"}
 
@@ -214,6 +132,7 @@ def train_cell(out: Path, config: dict[str, Any]) -> dict[str, Any]:
     from lab_shared.dist import init
     from lab_shared.run import read_metrics
 
+    from gauge_attn.records import summary_heads
     from gauge_attn.train import train_in
 
     settings = from_json(TrainConfig, json.dumps(config))
@@ -237,9 +156,8 @@ def train_cell(out: Path, config: dict[str, Any]) -> dict[str, Any]:
         "generated": result["generated"],
         "parameters": result["parameters"],
         "grad_norm_max": max(norms, default=None),
-        "heads": diagnosis["heads"],
+        "heads": summary_heads(diagnosis["heads"], result["ablation"]),
         "diversity": diagnosis["diversity"],
-        "ablation": result["ablation"],
         "noise": noise_control(settings, diagnosis["diversity"]),
         "initial": initial_heads(settings, device.type),
     }
@@ -268,7 +186,7 @@ def noise_control(config: TrainConfig, diversity: dict[str, float] | None) -> di
 
 
 def initial_heads(config: TrainConfig, device: str) -> list[dict[str, Any]]:
-    """Sharpness of the untrained model beside the closed form for its means: {"l", "row_std", "predicted"}."""
+    """Sharpness of the untrained model beside the closed form for its means: {"l", "row_std", "predicted"} by l."""
     import torch
     from lab_shared.checkpoint import seed_everything
 
@@ -285,11 +203,11 @@ def initial_heads(config: TrainConfig, device: str) -> list[dict[str, Any]]:
     tokens_BN = windows(corpus, "valid", torch.device(device), seed=config.seed).input_WN[:4]
     std = config.model.kappa**0.5 if config.model.mean_std is None else config.model.mean_std
     s = std * (2**0.5 if model.position_NK is not None else 1.0)  # a token's own mean plus its position's
-    return [
-        {
-            "l": r["l"],
-            "row_std": r["row_std"],
-            "predicted": theory.row_std(theory.participation(2 * r["l"] + 1, s * s / r["kappa"]), tokens_BN.size(1)),
-        }
-        for r in head_records(model, tokens_BN)
-    ]
+    records = head_records(model, tokens_BN)
+    rows = []
+    for l in sorted({r["l"] for r in records}):
+        heads = [r for r in records if r["l"] == l]
+        rho = theory.participation(2 * l + 1, s * s / heads[0]["kappa"])
+        mean = sum(r["row_std"] for r in heads) / len(heads)
+        rows.append({"l": l, "row_std": mean, "predicted": theory.row_std(rho, tokens_BN.size(1))})
+    return rows

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gauge_attn.verdicts import Run, by_cell, of_l, summary
+from gauge_attn.comparisons import Run, by_cell, of_l, summary
 
 
 def grid_rows(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Header and one row per cell: loss and perplexity, KL, gradient norm, row_std and entropy by l."""
+    """Header and one row per cell: loss and perplexity, KL, gradient norm; by l row_std, what noise would give,
+    entropy, and the cost of a head: the rise of the loss (nats) when its attention is made uniform."""
     ls = sorted({h["l"] for r in runs for h in r["summary"]["heads"]})
     header = ["cell", "seeds", "loss (nats)", "perplexity", "KL mean", "KL std", "max |grad|"]
-    header += [f"row_std ℓ{l}" for l in ls] + [f"noise ℓ{l}" for l in ls] + [f"H/log n ℓ{l}" for l in ls]
+    header += [f"{name} ℓ{l}" for name in ("row_std", "noise", "H/log n", "cost") for l in ls]
     rows = []
     for (_, cell), members in by_cell(runs).items():
         row = [cell, str(len(members))]
@@ -25,6 +26,7 @@ def grid_rows(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
         row += [_cell([of_l(r, l) for r in members], 4) for l in ls]
         row += [_cell([r["summary"]["noise"].get(str(l)) for r in members], 4) for l in ls]
         row += [_cell([of_l(r, l, "entropy_ratio") for r in members], 3) for l in ls]
+        row += [_cell([of_l(r, l, "uniform") for r in members], 4) for l in ls]
         rows.append(row)
     return header, rows
 

@@ -56,8 +56,8 @@ def mix(
 ) -> tuple[Tensor, Tensor | None]:
     """sum_j softmax_j(-query.key/(2 kappa)) value, and the log-sum-exp of these logits.
 
-    (B, H, N, F) each, the value F or 2F wide; the last slot of the query, and of the value in the low precisions at
-    the same place, is 1.
+    (B, H, N, F) each, the value of any width; the last slot of the query, and of the value in the low precisions at the
+    same place, is 1.
     """
     dtype, width, one = value.dtype, value.size(-1), query.size(-1) - 1
     query, key, value = lower(query, key, value, kappa_H1, precision)
@@ -94,7 +94,10 @@ def mix(
 def lower(
     query: Tensor, key: Tensor, value: Tensor, kappa_H1: Tensor, precision: Precision
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries and keys with the factor -1/(2 kappa) spread over both, in the kernel's type, all of one width."""
+    """Queries and keys with the factor -1/(2 kappa) spread over both, in the kernel's type and widths.
+
+    All of one width, as the kernel for CPUs and the half-precision ones want; in float32 on CUDA values have their own.
+    """
     root_H11 = (2 * kappa_H1).rsqrt().unsqueeze(-1)
     if precision == "fp32":
         query, key = -query * root_H11, key * root_H11
@@ -112,10 +115,14 @@ def lower(
         query = torch.cat([query_head, query_head, query_tail], -1)
         key = torch.cat([key_head, key_tail, key_head], -1)
         value = torch.cat(_split(value), -1)
-    width = max(query.size(-1), value.size(-1))
+    if query.is_cuda and query.dtype == torch.float32:
+        wide, narrow = query.size(-1), value.size(-1)
+    else:
+        wide = narrow = max(query.size(-1), value.size(-1))
     if query.is_cuda:  # the fused kernels want multiples of 8
-        width += -width % 8
-    return tuple(pad(x, (0, width - x.size(-1))) for x in (query, key, value))  # type: ignore[return-value]
+        wide, narrow = wide + -wide % 8, narrow + -narrow % 8
+    query, key, value = (pad(x, (0, n - x.size(-1))) for x, n in ((query, wide), (key, wide), (value, narrow)))
+    return query, key, value
 
 
 def _split(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,7 +131,7 @@ def _split(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fused(query: Tensor, key: Tensor, value: Tensor, causal: bool, want_lse: bool) -> tuple[Tensor, Tensor | None]:
-    """softmax(query.key) value with all three of one width, and the log-sum-exp (without gradient) if wanted.
+    """softmax(query.key) value, of widths as `lower` makes them, and the log-sum-exp (without gradient) if wanted.
 
     Without log-sum-exp this is `attend`. F.scaled_dot_product_attention hides the log-sum-exp that its kernels make,
     so they are called by name for it. The memory-efficient CUDA kernel forms float32 products from three TF32 ones,

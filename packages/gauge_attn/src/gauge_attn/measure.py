@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gauge_attn.attention import Prepared, prepare
 from gauge_attn.diagnostics import (
+    KLStatistics,
     diversity,
     kl_statistics,
     row_std_onehot,
@@ -59,7 +60,7 @@ def _figures(model: Faithful | Practical, l: int, x: Any) -> dict[str, Tensor]:
     if isinstance(model, Practical):
         return feature_sharpness(x, self_mask=model.heads(0)[l].self_mask)
     if model.config.route == "dense":
-        dense = dense_heads(model.config, x, l)
+        dense = dense_heads(model.config, x)
         kappa_H = x.kappa_H.double()
         return matrix_sharpness(dense.beta.double(), self_mask=model.config.self_mask) | {
             "kappa": kappa_H,
@@ -80,6 +81,12 @@ def matrix_sharpness(beta_BHNN: Tensor, *, self_mask: bool) -> dict[str, Tensor]
     participation = beta_BHNN.square().sum(-1)
     entropy = -torch.special.xlogy(beta_BHNN, beta_BHNN).sum(-1)
     return _row_figures(participation, entropy, beta_BHNN.diagonal(dim1=-2, dim2=-1), self_mask)
+
+
+def matrix_kl_statistics(kl_NN: Tensor) -> KLStatistics:
+    """`diagnostics.kl_statistics` of a matrix of divergences that is there."""
+    others = kl_NN[~torch.eye(len(kl_NN), dtype=torch.bool, device=kl_NN.device)].double()
+    return KLStatistics(float(others.mean()), float(others.std()), float(others.min()), float(others.max()))
 
 
 def _row_figures(participation: Tensor, entropy: Tensor, itself: Tensor, self_mask: bool) -> dict[str, Tensor]:
@@ -117,7 +124,7 @@ def kl_std_per_head(model: Faithful | Practical, tokens_BN: Tensor) -> list[dict
         stds = {}
         for l, x in entry.items():
             if isinstance(model, Faithful) and model.config.route == "dense":
-                kl = dense_heads(model.config, x, l).divergence
+                kl = dense_heads(model.config, x).divergence
             else:
                 p = prepare(x.mu, x.sigma, x.frames, 1.0) if isinstance(x, Attending) else x
                 kl = 0.5 * p.query @ p.key.mT  # up to a term of the query, which no std over keys sees
@@ -158,7 +165,12 @@ def diversity_of(model: Faithful | Practical, tokens_BN: Tensor) -> dict[str, fl
         beliefs, phi_BN3 = model.embed(tokens_1N)
         mu_NK = model.irreps.join({l: mu for l, (mu, _) in beliefs.items()})[0]
         sigma_NK = model.irreps.join({l: sigma for l, (_, sigma) in beliefs.items()})[0]
-        parts = [prepare(x.mu.double(), x.sigma.double(), x.frames, 1.0) for x in last.values()]
+        if model.config.route == "dense":
+            kl = torch.cat([dense_heads(model.config, x).divergence[0] for x in last.values()]).double().mean(0)
+            statistics = matrix_kl_statistics(kl)
+        else:
+            parts = [prepare(x.mu.double(), x.sigma.double(), x.frames, 1.0) for x in last.values()]
+            statistics = kl_statistics(parts)
     else:
         stream, _ = model.embed(tokens_1N)
         mu_NK = torch.cat([x.flatten(2) for x in stream.values()], -1)[0]
@@ -167,9 +179,10 @@ def diversity_of(model: Faithful | Practical, tokens_BN: Tensor) -> dict[str, fl
             p._replace(query=p.query.double(), key=p.key.double(), to_reference_BHN=p.to_reference_BHN.double())
             for p in last.values()
         ]
+        statistics = kl_statistics(parts)
         phi_BN3 = None if model.phi_V3 is None else torch.nn.functional.embedding(tokens_1N, model.phi_V3)
     phi_N3 = mu_NK.new_zeros(mu_NK.size(0), 3) if phi_BN3 is None else phi_BN3[0]
-    return diversity(mu_NK, sigma_NK, phi_N3, kl_statistics(parts))
+    return diversity(mu_NK, sigma_NK, phi_N3, statistics)
 
 
 def lines(model: Model, records: list[HeadRecord], diversity_values: dict[str, float] | None, n: int) -> list[str]:
@@ -203,7 +216,7 @@ def attention_maps(model: Model, tokens_1N: Tensor) -> list[dict[str, Any]]:
             found = {}
             for l, x in entry.items():
                 if isinstance(model, Faithful):
-                    dense = dense_heads(model.config, x, l)
+                    dense = dense_heads(model.config, x)
                     found[l] = (dense.beta, dense.divergence)
                 else:
                     found[l] = _weights(x, model.heads(layer)[l].self_mask)

@@ -150,13 +150,15 @@ def _maps(page: Page, folder: Path, records: list[dict[str, Any]], label: str) -
 def write_grid_report(folder: Path) -> Path:
     """Write report.html for a grid's folder from its results.json."""
     from gauge_attn.grid_tables import grid_rows
+    from gauge_attn.records import unpack
+    from gauge_attn.verdicts import verdicts
 
     result = _read(folder / "results.json")
-    runs = result["runs"]
+    runs = unpack(result)
     labels = sorted({r["summary"]["label"] for r in runs})
     page = Page(f"gauge_attn · grid {result['name']}", f"{len(runs)} runs on {', '.join(labels)}")
     page.section("Verdicts")
-    rows = [[v["claim"], v["measured"], v["status"]] for v in result["verdicts"]]
+    rows = [[v["claim"], v["measured"], v["status"]] for v in verdicts(runs)]
     page.table(["claim", "measured", "status"], rows, "Intervals: 95%, Student's t over seeds.", align="lll")
     page.section("Cells")
     header, rows = grid_rows(runs)
@@ -182,6 +184,11 @@ def write_grid_report(folder: Path) -> Path:
             _points(points, "logit_std", "entropy_ratio"),
             f"Heads after training, {where}.",
         )
+    points = [(h["l"], h["entropy_ratio"], h["uniform"]) for r in runs for h in r["summary"]["heads"] if "uniform" in h]
+    if points:
+        figure = figures.scatter(points, "H / log n", "cost of uniform attention (nats)", identity=False, log=False)
+        caption = f"What a head's attention is worth: rise of the loss when it is made uniform, {where}."
+        _figure(page, folder, "ablation", figure, _points(points, "entropy_ratio", "cost"), caption)
     points = [(h["l"], h["predicted"], h["row_std"]) for r in runs for h in r["summary"]["initial"]]
     if points:
         figure = figures.scatter(points, "row_std predicted", "row_std before training", identity=True, log=False)

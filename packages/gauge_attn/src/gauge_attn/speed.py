@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,21 @@ from lab_shared.files import atomic_write, make_folder
 from lab_shared.optim import clip_grads
 from torch.nn import functional as F
 
-from gauge_attn.compiled import compiled_model
+from gauge_attn.compiled import graphed_model
 from gauge_attn.config import PRESETS, TrainConfig
 from gauge_attn.evaluate import autocast
 from gauge_attn.models import build_model, build_optimizer
 from gauge_attn.models.gpt import matched_width
 
+SLOWER_AT_MOST = 2.0
+"""Required: training tokens/s of the GPT over those of the practical model."""
+
 
 def bench_models(device: torch.device, out: Path | None = None, *, quick: bool = False) -> dict[str, Any]:
     """Print and return tokens/s of whole optimiser steps: practical-small (quick: the preset quick) and its GPT.
 
-    Compiled on CUDA, bf16 autocast there. The GPT's width is the one whose parameter count is nearest.
+    On CUDA compiled, captured as CUDA graphs, and in bf16 autocast. The GPT's width is the one whose parameter count is
+    nearest.
     """
     preset = "quick" if quick or device.type == "cpu" else "practical-small"
     config = PRESETS[preset][1]
@@ -35,9 +40,18 @@ def bench_models(device: torch.device, out: Path | None = None, *, quick: bool =
     rows.append(_row(f"gpt, width {width}", gpt, vocab, device))
     slower = rows[1]["tokens_per_s"] / rows[0]["tokens_per_s"]
     for row in rows:
-        print(f"{row['name']:<20}{row['parameters']:>12,} parameters{row['tokens_per_s']:>14,.0f} tokens/s")
-    print(f"the dot-product GPT is {slower:.2f}x as fast")
-    result = {"environment": environment(device), "rows": rows, "gpt_over_practical": slower}
+        print(
+            f"{row['name']:<20}{row['parameters']:>12,} parameters{row['tokens_per_s']:>14,.0f} tokens/s, "
+            f"first step after {row['first_step_s']:.0f} s"
+        )
+    met = "met" if slower <= SLOWER_AT_MOST else "NOT met"
+    print(f"the dot-product GPT is {slower:.2f}x as fast; required: at most {SLOWER_AT_MOST:g}x: {met}")
+    result = {
+        "environment": environment(device),
+        "rows": rows,
+        "gpt_over_practical": slower,
+        "required": SLOWER_AT_MOST,
+    }
     if out is not None:
         make_folder(out.parent)
         atomic_write(out, json.dumps(result, indent=1) + "\n")
@@ -49,11 +63,10 @@ def _row(name: str, config: TrainConfig, vocab: int, device: torch.device) -> di
     model = build_model(config.model, vocab, config.data.window, config.optim).to(device)
     optimizer = build_optimizer(model, config.optim)
     tokens_BN = torch.randint(vocab, (config.data.batch, config.data.window + 1), device=device)
+    started = time.perf_counter()
     forward: Any = model
     if device.type == "cuda":
-        with torch.no_grad():
-            model(tokens_BN[:1, :-1])
-        forward = compiled_model(model)
+        forward = graphed_model(model, tokens_BN[:, :-1], lambda: autocast(config, device, cache=False))
 
     def step() -> None:
         with autocast(config, device):
@@ -64,9 +77,17 @@ def _row(name: str, config: TrainConfig, vocab: int, device: torch.device) -> di
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
+    step()
+    first_s = time.perf_counter() - started
     seconds = measure(
         step, repeats=10 if device.type == "cuda" else 3, warmup=5 if device.type == "cuda" else 1, device=device
     )
     tokens = config.data.batch * config.data.window
     parameters = sum(p.numel() for p in model.parameters())
-    return {"name": name, "parameters": parameters, "tokens_per_s": tokens / seconds["median_s"], **seconds}
+    return {
+        "name": name,
+        "parameters": parameters,
+        "tokens_per_s": tokens / seconds["median_s"],
+        "first_step_s": first_s,
+        **seconds,
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ from lab_shared.dist import Dist, init, weighted_mean_loss
 from lab_shared.files import atomic_write
 from lab_shared.loop import ticks
 from lab_shared.optim import lr_multiplier
-from lab_shared.run import Run
+from lab_shared.run import Run, default_folder
 from torch.nn import functional as F
 
-from gauge_attn.compiled import COMPILE_FROM, compiled_model
+from gauge_attn.compiled import COMPILE_FROM, compiled_model, graphed_model
 from gauge_attn.config import TrainConfig
 from gauge_attn.data import Batches, load_corpus, windows
 from gauge_attn.evaluate import TOKENIZER, autocast, diagnose, mean_loss, table, write_evaluation
@@ -32,7 +31,7 @@ def train(config: TrainConfig, out: Path | None = None, *, name: str = "run") ->
     out: run folder, made here; default runs/gauge_attn/NAME-seedS-TIME.
     """
     if out is None:
-        out = Path("runs/gauge_attn") / f"{name}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+        out = default_folder("runs/gauge_attn", name, config.seed)
     with init() as dist:
         result = train_in(config, out, dist)
     return None if result is None else f"{table(result)}\n\nreport: {write_report(out)}"
@@ -47,13 +46,16 @@ def resume(path: Path) -> str | None:
 
 def train_in(config: TrainConfig, out: Path, dist: Dist) -> dict[str, Any] | None:
     """Train in the folder `out`, from nothing or from where it was stopped; the evaluation on rank 0."""
-    if (out / "config.json").exists():
-        opened = Run.open(out, dist=dist)
-    else:
-        opened = Run.create(
-            out, config, seed=config.seed, project="gauge_attn", resume_command=RESUME, wandb=config.wandb, dist=dist
-        )
-    with opened as run:
+    with Run.create(
+        out,
+        config,
+        seed=config.seed,
+        project="gauge_attn",
+        resume_command=RESUME,
+        wandb=config.wandb,
+        dist=dist,
+        go_on=True,
+    ) as run:
         return _train(config, run, dist)
 
 
@@ -69,11 +71,18 @@ def _train(config: TrainConfig, run: Run, dist: Dist) -> dict[str, Any] | None:
     fast = config.compile
     if fast is None:
         fast = device.type == "cuda" and config.steps >= COMPILE_FROM
+    forward: Any
     if fast:
-        with torch.no_grad():
-            model(held_out.input_WN[:1])
-        run.progress.line("Compiling the model: the first step takes a while (--compile False goes without)")
-    forward = dist.wrap(compiled_model(model) if fast else model)
+        run.progress.line("Compiling the model takes about a minute (--compile False goes without)")
+        example_BN = next(Batches(corpus, seed=config.seed, device=device, rank=dist.rank, world=dist.world))[:, :-1]
+        if device.type == "cuda" and dist.world == 1:
+            forward = graphed_model(model, example_BN, lambda: autocast(config, device, cache=False))
+        else:
+            with torch.no_grad():
+                model(example_BN)  # makes the constant tables
+            forward = dist.wrap(compiled_model(model))
+    else:
+        forward = dist.wrap(model)
     yardsticks = corpus.yardsticks()
     run.progress.line(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {corpus.vocab:,} symbols ({corpus.label}), "

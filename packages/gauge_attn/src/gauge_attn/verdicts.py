@@ -13,13 +13,27 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from lab_shared.stats import Summary, seeds_table
+from lab_shared.stats import Summary
 
-Run = dict[str, Any]
+from gauge_attn.comparisons import (
+    FAILS,
+    HOLDS,
+    UNDECIDED,
+    Run,
+    by_cell,
+    of_l,
+    paired,
+    said,
+    sign,
+    summary,
+    where,
+)
+
 Verdict = dict[str, Any]
-HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"
 SHARP = 0.10
 _BOOTSTRAPS = 2000
+_FREE = ",learnable,none"
+"""The cells of the matrix whose layouts are compared."""
 
 
 def verdicts(runs: Sequence[Run]) -> list[Verdict]:
@@ -30,6 +44,7 @@ def verdicts(runs: Sequence[Run]) -> list[Verdict]:
         lower_kappa_no_variation,
         tiny_kappa_unstable,
         closed_form,
+        shared_kappa_makes_the_order,
         l_matters_once_standardised,
         alignment_is_harmless,
         taylor_changes_high_l,
@@ -39,39 +54,10 @@ def verdicts(runs: Sequence[Run]) -> list[Verdict]:
         curvature_matters,
         more_tensors_help,
         pure_tensors_help,
+        low_spin_is_useless,
         threshold_is_reachable,
     ]
     return [verdict for check in checks if (verdict := check(runs)) is not None]
-
-
-def summary(values: Sequence[float]) -> Summary:
-    """Mean and Student interval over seeds."""
-    return seeds_table([{"seed": i, "value": v} for i, v in enumerate(values)]).summary["value"]
-
-
-def said(s: Summary, digits: int = 4) -> str:
-    """`0.0352 [0.0341, 0.0363] (n=5)`"""
-    interval = "" if s.low is None else f" [{s.low:.{digits}f}, {s.high:.{digits}f}]"
-    return f"{s.mean:.{digits}f}{interval} (n={s.n})"
-
-
-def by_cell(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
-    """(grid, cell) -> its runs by seed."""
-    cells: dict[tuple[str, str], list[Run]] = {}
-    for run in sorted(runs, key=lambda r: r["seed"]):
-        cells.setdefault((run["grid"], run["cell"]), []).append(run)
-    return cells
-
-
-def of_l(run: Run, l: int, name: str = "row_std") -> float | None:
-    """Mean over the heads of one l, all layers."""
-    values = [h[name] for h in run["summary"]["heads"] if h["l"] == l]
-    return float(np.mean(values)) if values else None
-
-
-def where(run: Run) -> str:
-    """` on generated induction language, 16 keys`, for the line of every measurement."""
-    return f" on {run['summary']['label']}"
 
 
 def low_spin_cannot(runs: Sequence[Run]) -> Verdict | None:
@@ -125,25 +111,25 @@ def order_is_capacity(runs: Sequence[Run]) -> Verdict | None:
 
 def lower_kappa_no_variation(runs: Sequence[Run]) -> Verdict | None:
     """KL_std at kappa 0.00043 and 0.43, alignment summed."""
-    change = _paired(runs, "seed-b", "seed-a", lambda r: r["summary"]["diversity"]["kl_std"])
+    change = paired(runs, "seed-b", "seed-a", lambda r: r["summary"]["diversity"]["kl_std"])
     if change is None:
         return None
     return {
         "claim": "Lowering kappa does not increase the variation of KL (alignment summed)",
         "measured": f"KL_std at 0.00043 minus at 0.43: {said(change, 5)}{where(runs[0])}",
-        "status": _sign(change, claim=-1),
+        "status": sign(change, claim=-1),
     }
 
 
 def tiny_kappa_unstable(runs: Sequence[Run]) -> Verdict | None:
     """Largest gradient norms at the two ends of kappa."""
-    change = _paired(runs, "seed-b", "seed-a", lambda r: math.log10(r["summary"]["grad_norm_max"]))
+    change = paired(runs, "seed-b", "seed-a", lambda r: math.log10(r["summary"]["grad_norm_max"]))
     if change is None:
         return None
     return {
         "claim": "kappa = 0.00043 makes gradients explode",
         "measured": f"log10 of the largest gradient norm, at 0.00043 minus at 0.43: {said(change, 2)}{where(runs[0])}",
-        "status": _sign(change),
+        "status": sign(change),
     }
 
 
@@ -157,8 +143,59 @@ def closed_form(runs: Sequence[Run]) -> Verdict | None:
     return {
         "claim": "H1: before training, row_std is the closed form in d, s and kappa, within 10%",
         "measured": f"deviation: median {100 * middle:.1f}%, largest {100 * worst:.1f}%, "
-        f"{len(off)} heads{where(runs[0])}",
+        f"{len(off)} means over the heads of an l{where(runs[0])}",
         "status": HOLDS if worst <= 0.10 else FAILS if middle > 0.10 else UNDECIDED,
+    }
+
+
+def shared_kappa_makes_the_order(runs: Sequence[Run]) -> Verdict | None:
+    """row_std of l = 2 minus that of l = 0 in the seed's trained layout, at one kappa for all and at kappa d."""
+
+    def rise(run: Run) -> float:
+        return (of_l(run, 2) or 0.0) - (of_l(run, 0) or 0.0)
+
+    found = by_cell(runs)
+    shared, dim = (
+        [rise(r) for (_, cell), members in found.items() if cell == f"19,{mode},none" for r in members]
+        for mode in ("shared", "dim")
+    )
+    fall = paired(runs, "19,dim,none", "19,shared,none", rise)
+    if fall is None:
+        return None
+    left = summary(dim)
+    if left.low is None or fall.high is None:
+        status = UNDECIDED
+    else:
+        status = HOLDS if left.low > 0 else FAILS if fall.high < 0 else UNDECIDED
+    return {
+        "claim": "Trained row_std grows with l at whatever temperature, so l itself is the cause",
+        "measured": f"row_std of ℓ2 minus ℓ0: one kappa for all {said(summary(shared))}, kappa times d "
+        f"{said(left)}; the change {said(fall)}{where(runs[0])}",
+        "status": status,
+    }
+
+
+def low_spin_is_useless(runs: Sequence[Run]) -> Verdict | None:
+    """What making one head uniform costs, mean over the heads of each l, in the seed's layout without alignment."""
+    members = [r for (_, cell), rs in by_cell(runs).items() if cell == "19,shared,none" for r in rs]
+    costs = {
+        l: summary([v for r in members if (v := of_l(r, l, "uniform")) is not None])
+        for l in (0, 1, 2)
+        if any(of_l(r, l, "uniform") is not None for r in members)
+    }
+    if not costs:
+        return None
+    low = [s.low for l, s in costs.items() if l <= 1]
+    high = [s.high for l, s in costs.items() if l <= 1]
+    if any(x is None for x in (*low, *high)):
+        status = UNDECIDED
+    else:
+        worth, nothing = any(x > 0 for x in low if x is not None), all(x <= 0 for x in high if x is not None)
+        status = FAILS if worth else HOLDS if nothing else UNDECIDED
+    return {
+        "claim": "The attention of l = 0, 1 heads is worth nothing: making it uniform does not raise the loss",
+        "measured": "; ".join(f"ℓ{l} {said(s)}" for l, s in costs.items()) + f" nats a head{where(members[0])}",
+        "status": status,
     }
 
 
@@ -211,19 +248,19 @@ def l_matters_once_standardised(runs: Sequence[Run]) -> Verdict | None:
 def alignment_is_harmless(runs: Sequence[Run]) -> Verdict | None:
     """H3: entropy with the summed alignment loss and without, at kappa 0.43."""
     name = "kappa=0.43,alignment="
-    entropy = _paired(runs, f"{name}sum-1", f"{name}none", _entropy)
-    loss = _paired(runs, f"{name}sum-1", f"{name}none", lambda r: r["summary"]["loss"])
+    entropy = paired(runs, f"{name}sum-1", f"{name}none", _entropy)
+    loss = paired(runs, f"{name}sum-1", f"{name}none", lambda r: r["summary"]["loss"])
     if entropy is None or loss is None:
         return None
     return {
         "claim": "The alignment loss does not matter for uniformity (H3 says that it controls it)",
         "measured": f"summed minus none: H/log n {said(entropy, 3)}, loss {said(loss, 3)} nats{where(runs[0])}",
-        "status": _sign(entropy, claim=-1),
+        "status": sign(entropy, claim=-1),
     }
 
 
 def taylor_changes_high_l(runs: Sequence[Run]) -> Verdict | None:
-    pairs = {l: _paired(runs, "taylor4", "exact", partial(of_l, l=l)) for l in (0, 1, 2)}
+    pairs = {l: paired(runs, "taylor4", "exact", partial(of_l, l=l)) for l in (0, 1, 2)}
     changes = {l: s for l, s in pairs.items() if s is not None}
     if not changes:
         return None
@@ -262,12 +299,14 @@ def curvature_matters(runs: Sequence[Run]) -> Verdict | None:
 
 
 def more_tensors_help(runs: Sequence[Run]) -> Verdict | None:
-    pairs = [(f"{k}-scalars", str(k)) for k in (19, 28, 41, 108)]
+    pairs = [(f"{k}-scalars{_FREE}", f"{k}{_FREE}") for k in (19, 28, 41, 108)]
     return _layouts(runs, "Layouts with more tensor heads predict better than as many scalars", pairs)
 
 
 def pure_tensors_help(runs: Sequence[Run]) -> Verdict | None:
-    return _layouts(runs, "Pure tensors predict better than as many scalars", [("25-scalars", "25-pure-tensors")])
+    return _layouts(
+        runs, "Pure tensors predict better than as many scalars", [(f"25-scalars{_FREE}", f"25-pure-tensors{_FREE}")]
+    )
 
 
 def threshold_is_reachable(runs: Sequence[Run]) -> Verdict | None:
@@ -286,43 +325,28 @@ def _entropy(run: Run) -> float:
     return float(np.mean([h["entropy_ratio"] for h in run["summary"]["heads"]]))
 
 
-def _paired(runs: Sequence[Run], a: str, b: str, value: Callable[[Run], float | None]) -> Summary | None:
-    """value(a) - value(b) over the seeds that both cells have."""
-    of = {(r["cell"], r["seed"]): r for r in runs}
-    differences = []
-    for cell, seed in of:
-        if cell == a and (b, seed) in of:
-            x, y = value(of[a, seed]), value(of[b, seed])
-            if x is not None and y is not None:
-                differences.append(x - y)
-    return summary(differences) if differences else None
-
-
 def _loss_difference(runs: Sequence[Run], claim: str, worse: str, better: str) -> Verdict | None:
-    change = _paired(runs, worse, better, lambda r: r["summary"]["loss"])
+    change = paired(runs, worse, better, lambda r: r["summary"]["loss"])
     if change is None:
         return None
     return {
         "claim": claim,
         "measured": f"loss of {worse} minus {better}: {said(change)} nats per token{where(runs[0])}",
-        "status": _sign(change),
+        "status": sign(change),
     }
 
 
 def _layouts(runs: Sequence[Run], claim: str, pairs: Sequence[tuple[str, str]]) -> Verdict | None:
-    changes = {b: s for a, b in pairs if (s := _paired(runs, a, b, lambda r: r["summary"]["loss"])) is not None}
+    changes = {
+        b.removesuffix(_FREE): s
+        for a, b in pairs
+        if (s := paired(runs, a, b, lambda r: r["summary"]["loss"])) is not None
+    }
     if not changes:
         return None
-    statuses = {_sign(s) for s in changes.values()}
+    statuses = {sign(s) for s in changes.values()}
     return {
         "claim": claim,
         "measured": "; ".join(f"scalars minus {b}: {said(s)}" for b, s in changes.items()) + f" nats{where(runs[0])}",
         "status": statuses.pop() if len(statuses) == 1 else UNDECIDED,
     }
-
-
-def _sign(change: Summary, claim: int = 1) -> str:
-    """Whether a difference has the claimed sign; undecided where its interval contains 0."""
-    if change.low is None or change.high is None or change.low <= 0 <= change.high:
-        return UNDECIDED
-    return HOLDS if (change.low > 0) == (claim > 0) else FAILS

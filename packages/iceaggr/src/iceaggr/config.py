@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """A flat transformer over hit DOMs. The defaults are the seed's small v2 model (548,107 parameters)."""
 
-    arch: Literal["v1", "v2"] = "v2"
-    """v2: functional RMSNorm, QK norm, ReLU^2, no biases, residual scaling. v1: pre-norm LayerNorm/GELU."""
+    arch: Literal["v1", "v2", "hierarchical"] = "v2"
+    """v2: functional RMSNorm, QK norm, ReLU^2, no biases, residual scaling. v1: pre-norm LayerNorm/GELU.
+    hierarchical: T1 turns the pulses of each DOM into its embedding, T2 the DOMs of an event into its direction, with
+    `layers` layers each; of the options of the features only `features` = seed applies."""
     features: Literal["seed", "summary"] = "seed"
     """seed: [x, y, z, n, t1, q1, a1, ..., tK, qK, aK]. summary: aggregates per DOM relative to the event."""
     slots: int = 16
@@ -32,6 +34,25 @@ class ModelConfig:
     """Keep at most this many DOMs per event; None keeps all (the seed kept 128)."""
     dom_select: Literal["earliest", "hlc"] = "hlc"
     """Which DOMs survive dom_cap: the earliest, or those with HLC pulses first and then the brightest."""
+    max_batch_size: int | None = None
+    """hierarchical: T1 works on at most this many sequences of 512 pulses at once, which bounds its memory; None
+    takes a batch whole, which is faster."""
+    checkpoint: bool = False
+    """hierarchical: T1 keeps no activations for the backward pass but computes them again there."""
+    input_norm: Literal["rms", "none"] = "rms"
+    """v2 only. rms: RMSNorm of the projected features, as in the seed; with input = none that rescales a DOM's
+    coordinates by how many of its slots are filled. none: no such norm; with input = none one column of the padding
+    holds 1, against which the norms inside the blocks keep absolute values."""
+    fourier: int = 0
+    """Sines and cosines of x, y, z, first time and first charge at so many wavelengths beside the features; 0: none."""
+    aggregates: bool = False
+    """Per-DOM summaries relative to the event (those of features = summary) beside seed features."""
+    ice: bool = False
+    """Scattering and absorption length of the ice at the DOM, and its quantum efficiency, beside the features."""
+    interval: bool = False
+    """Attention scores learn from the space-time interval (c_ice dt)^2 - dx^2 between two DOMs."""
+    head_mixture: int = 1
+    """Von Mises-Fisher components of the answer; more than 1 needs optim.vmf_weight."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +75,15 @@ class OptimConfig:
     """Weight of the opening angle in radians."""
     rotate: bool = False
     """Rotate each training event about the vertical axis by a random angle."""
+    ema: float = 0.0
+    """Decay per step of the moving average of the weights that evaluation uses; 0 uses the weights themselves."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
     data: str | None = None
-    """Kaggle-format folder; None simulates one under `store` (or reuses the one already there)."""
+    """Kaggle-format folder; None simulates one under `store` (or reuses the one already there). "stream" trains on
+    events simulated on the way, none of them twice and none on disk; an epoch is then train_events of them."""
     store: str = "data/iceaggr"
     """Where simulated folders and caches are kept."""
     cache: str | None = None
@@ -88,6 +112,11 @@ class TrainConfig:
     """Autocast type of the forward pass; auto is bfloat16 on a GPU and float32 on a CPU."""
     compile: bool | None = None
     """torch.compile the model; None compiles on a GPU only."""
+    tta: int = 1
+    """Rotations about the vertical axis, evenly spaced, over which a prediction is averaged."""
+    oracle: int | None = None
+    """Held-out simulated events whose direction the simulator's own likelihood is asked for, as the limit in the
+    result table; None: 5,000 on a GPU, none on a CPU."""
     seed: int = 0
     log_every: int = 20
     """Steps between log lines."""
@@ -106,6 +135,35 @@ def _seed(**model: object) -> TrainConfig:
         optim=OptimConfig(optimizer="muon", lr=1e-3, vmf_weight=1.0, angle_weight=0.3, rotate=True),
         data=DataConfig(train_events=2_000_000, val_events=50_000),
     )
+
+
+V3_PARTS: dict[str, dict[str, dict[str, Any]]] = {
+    "fourier": {"model": {"fourier": 8}},
+    "aggregates": {"model": {"aggregates": True}},
+    "ice": {"model": {"ice": True}},
+    "interval": {"model": {"interval": True}},
+    "mixture": {"model": {"head_mixture": 3}},
+    "ema": {"optim": {"ema": 0.999}},
+    "tta": {"run": {"tta": 6}},
+}
+"""What v3 adds to v2: name -> the fields it sets, by part of the configuration."""
+
+
+STUDIES = ("seed-table", "choices", "v3", "scale")
+"""What `iceaggr ablate` can do; `iceaggr.ablations.study` says what each is."""
+
+
+def with_parts(config: TrainConfig, *parts: str) -> TrainConfig:
+    """The configuration with these of `V3_PARTS` switched on."""
+    for part in parts:
+        fields = V3_PARTS[part]
+        config = replace(
+            config,
+            model=replace(config.model, **fields.get("model", {})),
+            optim=replace(config.optim, **fields.get("optim", {})),
+            **fields.get("run", {}),
+        )
+    return config
 
 
 # The first sentence of each description is what `iceaggr train --help` shows.
@@ -144,5 +202,15 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "v1": (
         "The seed's first model, 553,987 parameters: LayerNorm, GELU, biases.",
         _seed(arch="v1"),
+    ),
+    "t1t2": (
+        "The seed's hierarchical model, 1,612,547 parameters: pulses to DOMs (T1), DOMs to events (T2), d=128, 8 heads, "
+        "4 layers each.",
+        _seed(arch="hierarchical", d_hidden=512),
+    ),
+    "v3": (
+        "Small v2 with all that came after it, 561,748 parameters: Fourier, event-relative and ice features, interval "
+        "bias, 3 vMF components, EMA, 6 rotations.",
+        with_parts(_seed(), *V3_PARTS),
     ),
 }

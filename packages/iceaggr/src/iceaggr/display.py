@@ -9,10 +9,12 @@ photo-electrons.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from lab_shared.errors import UserError
 from lab_shared.files import atomic_write, make_folder
 from lab_shared.page import Page
 from lab_shared.plotting import BLUE, GREY, INK, RED, style, to_png
@@ -22,11 +24,15 @@ from iceaggr.display_data import Array, Event, Hits, angles_text, charge_centre,
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_FRAMES, _FRAME_MS = 50, 80  # of the animation: about 4 s
 _ARROW_HALF_LENGTH = 550.0  # m: as far as the strings reach from the middle of the array
 
 
-def event_figure(event: Event, array_xyz: Array | None = None, *, title: bool = True) -> Any:
-    """The event as a plotly figure. `array_xyz` (N, 3): every DOM of the detector as a faint dot."""
+def event_figure(event: Event, array_xyz: Array | None = None, *, title: bool = True, animated: bool = False) -> Any:
+    """The event as a plotly figure. `array_xyz` (N, 3): every DOM of the detector as a faint dot.
+
+    animated: with a play button and a slider in event time; DOMs light up when their colour's time has come.
+    """
     import plotly.graph_objects as go
 
     hits = hits_by_dom(event)
@@ -73,7 +79,67 @@ def event_figure(event: Event, array_xyz: Array | None = None, *, title: bool = 
             },
         },
     )
+    if animated:
+        _animate(figure, hits, size, low, high)
     return figure
+
+
+def _animate(figure: Any, hits: Hits, size: Array, low: float, high: float) -> None:
+    """Frames, a play button and a time slider. A DOM still dark has size 0, so that nothing but sizes is stored."""
+    import plotly.graph_objects as go
+
+    lit = [(i, hits.auxiliary == (trace.name == "auxiliary only"))
+           for i, trace in enumerate(figure.data) if trace.name in ("auxiliary only", "HLC")]  # fmt: skip
+    margin = (high - low) / 10
+    times = [*np.linspace(low - margin, high + margin, _FRAMES).tolist(), float("inf")]
+    names = [f"{time:,.0f} ns" for time in times[:-1]] + ["all"]
+    figure.frames = [
+        go.Frame(
+            name=name,
+            traces=[i for i, _ in lit],
+            data=[
+                go.Scatter3d(marker={"size": np.where(hits.time <= time, size, 0)[rows].round(2)}) for _, rows in lit
+            ],
+        )
+        for time, name in zip(times, names, strict=True)
+    ]
+    pause = {"mode": "immediate", "frame": {"duration": 0, "redraw": False}}
+    play = {"fromcurrent": False, "frame": {"duration": _FRAME_MS, "redraw": True}, "transition": {"duration": 0}}
+    steps = [
+        {"label": name, "method": "animate", "args": [[name], {"mode": "immediate", "frame": {"duration": 0}}]}
+        for name in names
+    ]
+    figure.update_layout(
+        height=540,
+        legend={"y": 1.02, "yanchor": "bottom"},
+        updatemenus=[
+            {
+                "type": "buttons",
+                "direction": "left",
+                "showactive": False,
+                "x": 0,
+                "y": 0,
+                "xanchor": "left",
+                "yanchor": "top",
+                "pad": {"t": 18},
+                "buttons": [
+                    {"label": "Play", "method": "animate", "args": [None, play]},
+                    {"label": "Pause", "method": "animate", "args": [[None], pause]},
+                ],
+            }
+        ],
+        sliders=[
+            {
+                "steps": steps,
+                "active": len(steps) - 1,
+                "x": 0.2,
+                "len": 0.8,
+                "pad": {"t": 8},
+                "currentvalue": {"prefix": "up to ", "font": {"size": 11, "color": GREY}},
+                "font": {"size": 1, "color": "rgba(0,0,0,0)"},
+            }
+        ],
+    )
 
 
 def event_still(event: Event, array_xyz: Array | None = None) -> Figure:
@@ -118,10 +184,20 @@ def event_png(path: Path, event: Event, array_xyz: Array | None = None) -> Path:
 
 
 def write_display(path: Path, event: Event, array_xyz: Array | None = None, *, label: str = "") -> Path:
-    """Write one event as a self-contained HTML page; `label` says what data it is ("simulated data")."""
+    """Write one event as a self-contained HTML page, or as `event_png` where `path` ends in .png.
+
+    label: what data it is ("simulated data"). Raises UserError for another ending, and for .html without plotly.
+    """
+    if path.suffix == ".png":
+        return event_png(path, event, array_xyz)
+    if path.suffix != ".html":
+        raise UserError(f"{path}: an event is drawn as .html (3D, animated) or .png (side and top view)")
+    if find_spec("plotly") is None:
+        raise UserError(f"{path}: the 3D page needs plotly; install it, or give a .png")
     hits = hits_by_dom(event)
     page = Page(f"Event {event.event_id}" if event.event_id is not None else "Event", label)
-    page.plotly(event_figure(event, array_xyz, title=False), CAPTION, still=to_png(event_still(event, array_xyz)))
+    figure = event_figure(event, array_xyz, title=False, animated=True)
+    page.plotly(figure, f"{CAPTION} Play runs through event time.", still=to_png(event_still(event, array_xyz)))
     rows = [
         ("pulses", f"{len(event.time):,} ({int(np.sum(event.auxiliary)):,} auxiliary)"),
         ("DOMs hit", f"{len(hits.time):,} ({int(hits.auxiliary.sum()):,} with auxiliary pulses only)"),

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lab_shared.arrays import load_array, save_array, save_arrays
+from lab_shared.errors import UserError
 from lab_shared.files import atomic_write
 from lab_shared.progress import Counter
 from torch import nn
@@ -16,10 +18,11 @@ from iceaggr.config import TrainConfig
 from iceaggr.data.cache import EventCache
 from iceaggr.data.features import Tables
 from iceaggr.data.kaggle import KaggleFolder
-from iceaggr.data.prepare import SplitError, data_label, folder_geometry, refuse_overlap
+from iceaggr.data.prepare import SIMULATED, SplitError, data_label, folder_geometry, refuse_overlap
+from iceaggr.data.pulses import Pulses
 from iceaggr.directions import angles_to_vector, vector_to_angles
 from iceaggr.metrics import opening_angle_deg, summary
-from iceaggr.predict import load_run, pick_device, predict_events
+from iceaggr.predict import load_run, pick_device, predict_events, predict_outputs
 
 TRAINED_ON = "train_event_ids.npy"
 SHOWN = 6  # events drawn in the report
@@ -32,7 +35,7 @@ def remember_training_events(run_dir: Path, event_ids: np.ndarray) -> None:
     ids = np.sort(event_ids)
     if ids.size and ids[0] >= 0 and ids[-1] < 2**32:
         ids = ids.astype(np.uint32)
-    np.save(run_dir / TRAINED_ON, ids, allow_pickle=False)
+    save_array(run_dir / TRAINED_ON, ids)
 
 
 def baseline_errors(cache: EventCache, index_N: np.ndarray, tables: Tables, *, seed: int) -> dict[str, np.ndarray]:
@@ -59,6 +62,10 @@ def score_events(
     """Per-event arrays (N,) of a labelled store: truth, prediction, and the error in degrees of every predictor."""
     v_N3 = predict_events(model, cache, index_N, config, tables, counter)
     pred_azimuth, pred_zenith = vector_to_angles(v_N3)
+    components: dict[str, np.ndarray] = {}
+    if config.model.head_mixture > 1:
+        out_NC = predict_outputs(model, cache, index_N, config, tables)
+        components = {f"out_{i}": out_NC[:, i] for i in range(out_NC.shape[1])}
     errors = baseline_errors(cache, index_N, tables, seed=config.seed)
     assert cache.azimuth is not None  # direction_E3 has refused unlabelled stores
     assert cache.zenith is not None
@@ -72,6 +79,7 @@ def score_events(
         "n_pulses": cache.n_pulses_E[index_N],
         "n_doms": cache.n_doms[index_N],
         "error_deg": opening_angle_deg(v_N3, cache.direction_E3[index_N]),
+        **components,
         **{f"{name}_error_deg": values for name, values in errors.items()},
         **{name: values[index_N] for name, values in (cache.truth or {}).items()},
     }
@@ -102,16 +110,41 @@ def write_evaluation(
     tables: Tables,
     *,
     label: str,
+    folder: Path | None = None,
+    oracle: int = 0,
 ) -> dict[str, Any]:
-    """Score, and save evaluation.json, predictions.npz and display.npz in the run folder for its report."""
+    """Score, and save evaluation.json, predictions.npz and display.npz in the run folder for its report.
+
+    oracle: fit the simulator's likelihood to this many of the events, which come from the simulated `folder`.
+    """
     with Counter("evaluating", index_N.size, "events") as counter:
         arrays: dict[str, Any] = score_events(model, cache, index_N, config, tables, counter)
     result = summarise(arrays, label=label)
+    if folder is not None and label == SIMULATED:
+        pulses = cache.gather(index_N[:oracle]).to("cpu") if oracle else None
+        _add_oracle(result, folder, pulses, tables)
     shown: dict[str, Any] = display_arrays(cache, index_N, arrays, tables)
-    np.savez_compressed(run_dir / "predictions.npz", **arrays)
-    np.savez_compressed(run_dir / "display.npz", **shown)
+    save_arrays(run_dir / "predictions.npz", **arrays)
+    save_arrays(run_dir / "display.npz", **shown)
     atomic_write(run_dir / "evaluation.json", json.dumps(result, indent=1) + "\n")
     return result
+
+
+def _add_oracle(result: dict[str, Any], folder: Path, pulses: Pulses | None, tables: Tables) -> None:
+    """The row of the information limit; without it "oracle" says why there is none."""
+    if pulses is None:
+        result["oracle"] = "not computed: `iceaggr evaluate RUN --data DIR --oracle N` or `iceaggr oracle --data DIR`"
+        return
+    from iceaggr.oracle import held_out_errors
+
+    try:
+        figures = summary(held_out_errors(folder, pulses, tables.device))
+    except UserError as error:  # after hours of training a missing column is no reason to stop
+        result["oracle"] = f"not computed: {error}"
+        return
+    del figures["by"]
+    model = result["predictors"].pop("model")
+    result["predictors"] |= {"oracle": figures, "model": model}
 
 
 def display_arrays(
@@ -145,19 +178,23 @@ def evaluate_folder(
     max_events: int | None = None,
     device: str | None = None,
     drop_seen: bool = False,
+    oracle: int = 0,
 ) -> dict[str, Any]:
     """Score a run on a labelled folder, file by file; the result carries its table under "text".
+
+    oracle: fit the simulator's likelihood to this many of the events of a simulated folder.
 
     Raises:
         SplitError: the folder has no labels, or shares events with what the run was trained on.
     """
     where = pick_device(device)
     config, model = load_run(run_dir, where)
-    seen = np.load(Path(run_dir) / TRAINED_ON, allow_pickle=False)
+    seen = load_array(Path(run_dir) / TRAINED_ON)
     source = KaggleFolder(folder)
     tables = Tables.of(folder_geometry(folder, config.data.geometry), where)
     total = source.n_events if max_events is None else min(max_events, source.n_events)
     parts: list[dict[str, np.ndarray]] = []
+    for_oracle: Pulses | None = None
     done = 0
     with Counter("evaluating", total, "events") as counter:
         for batch_id in source.batch_ids:
@@ -174,11 +211,15 @@ def evaluate_folder(
                 refuse_overlap(seen, cache.event_id[index_N])
             if index_N.size:
                 parts.append(score_events(model, cache, index_N, config, tables))
+                if oracle and for_oracle is None:
+                    for_oracle = cache.gather(index_N[:oracle])  # of the first file, which is enough for any interval
             counter.show(done)
     if not parts:
         raise SplitError(f"the run was trained on every event of {folder}: there is nothing to score")
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     result = summarise(arrays, label=data_label(folder))
+    if result["label"] == SIMULATED:
+        _add_oracle(result, folder, for_oracle, tables)
     return result | {"text": table(result)}
 
 
@@ -189,6 +230,7 @@ def table(result: dict[str, Any]) -> str:
         "linefit_all": "line fit, all pulses",
         "linefit_hlc": "line fit, HLC",
         "linefit": "line fit, HLC within 1.5 us",
+        "oracle": "oracle",
         "model": "model",
     }
 
@@ -202,7 +244,12 @@ def table(result: dict[str, Any]) -> str:
         f"{'':28}  {'mean':^24}  {'median':^24}  {'10%':>6} {'90%':>6}",
     ]
     for name, text in names.items():
+        if name not in result["predictors"]:
+            if name in result:
+                lines.append(f"{text:28}  {result[name]}")
+            continue
         p = result["predictors"][name]
+        text += f" (on {p['n']:,} of them)" if p["n"] != result["n_events"] else ""
         lines.append(
             f"{text:28}  {cell(p['mean_deg']):24}  {cell(p['median_deg']):24}  "
             f"{p['p10']['value']:6.1f} {p['p90']['value']:6.1f}"

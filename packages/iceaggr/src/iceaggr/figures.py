@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOUR = {"model": BLUE, "line fit": RED, "random": GREY, "ideal": GREEN, "cascade": PURPLE, "track": GREEN}
+_CALIBRATION = {"raw": RED, "temperature": PURPLE, "temperature and levels": BLUE}
 _ANGLE_TICKS = range(0, 181, 30)
 _COS_TICKS = (-1, -0.5, 0, 0.5, 1)
 _ON_CELLS = "#30363c"  # near INK but not INK: stays dark on a dark page
@@ -109,6 +110,79 @@ def resolution(columns: Columns, xlabel: str, *, log: bool = False) -> Figure:
             ax.set_xscale("log")
             _log_axis(ax.xaxis, *ax.get_xlim())
         ax.set(xlabel=xlabel, ylabel="opening angle (°)", ylim=(0, 180), yticks=_ANGLE_TICKS)
+        ax.legend()
+    return fig
+
+
+def resolution_by_group(table: Columns, xlabel: str, *, log: bool = False) -> Figure:
+    """Median opening angle of each group of `iceaggr.resolution.resolution_table`, bars: 95% interval."""
+    with style():
+        fig, ax = axes()
+        for group in dict.fromkeys(table["group"].tolist()):
+            rows = table["group"] == group
+            x, y = table["x"][rows], table["median"][rows]
+            bars = {"yerr": (y - table["median_low"][rows], table["median_high"][rows] - y), "capsize": 2}
+            ax.errorbar(x, y, **bars, color=COLOUR.get(group, BLUE), marker="o", markersize=3.5, label=group)
+        if log:
+            ax.set_xscale("log")
+            _log_axis(ax.xaxis, *ax.get_xlim())
+        ax.set(xlabel=xlabel, ylabel="median opening angle (°)")
+        ax.set_ylim(bottom=0)
+        ax.legend()
+    return fig
+
+
+def coverage(columns: Columns) -> Figure:
+    """Share of events inside regions of each probability; the diagonal is calibrated."""
+    with style():
+        fig, ax = axes()
+        ax.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="ideal")
+        for name, colour in _CALIBRATION.items():
+            ax.plot(columns["level"], columns[name], color=colour, label=name)
+        ax.set(xlabel="probability of the region", ylabel="share of events inside", xlim=(0, 1), ylim=(0, 1))
+        ax.legend()
+    return fig
+
+
+def pit_histogram(columns: Columns) -> Figure:
+    """Density of u, the probability nearer to the answer than the truth; flat is calibrated."""
+    with style():
+        fig, ax = axes()
+        edges = np.append(columns["low"], 1.0)
+        ax.axhline(1, color=GREY, linestyle=":")
+        for name, colour in _CALIBRATION.items():
+            ax.stairs(columns[name], edges, color=colour, label=name, linewidth=1.4)
+        ax.set(xlabel="u (PIT)", ylabel="density", xlim=(0, 1))
+        ax.set_ylim(bottom=0)
+        ax.legend()
+    return fig
+
+
+def pulls(columns: Columns) -> Figure:
+    """Density of the pull beside the two-dimensional Rayleigh law."""
+    with style():
+        fig, ax = axes()
+        edges = np.append(columns["low"], columns["high"][-1])
+        for name, colour in _CALIBRATION.items():
+            ax.stairs(columns[name], edges, color=colour, label=name, linewidth=1.4)
+        middle = (edges[1:] + edges[:-1]) / 2
+        ax.plot(middle, columns["rayleigh"], color=GREY, linestyle=":", label="Rayleigh")
+        ax.set(xlabel="pull (opening angle in its own σ)", ylabel="density", xlim=(0, edges[-1]))
+        ax.set_ylim(bottom=0)
+        ax.legend()
+    return fig
+
+
+def promised(columns: Columns) -> Figure:
+    """Mean opening angle against the one kappa promises, in bins of kappa; bars: 95% interval of the mean."""
+    with style():
+        fig, ax = axes()
+        top = 1.05 * max(columns["promised raw"].max(), columns["promised calibrated"].max(), columns["mean"].max())
+        ax.plot([0, top], [0, top], color=GREY, linestyle=":", label="ideal")
+        for name, colour in (("raw", RED), ("calibrated", BLUE)):
+            bars = {"yerr": 1.96 * columns["standard error"], "capsize": 2, "marker": "o", "markersize": 3.5}
+            ax.errorbar(columns[f"promised {name}"], columns["mean"], **bars, color=colour, label=name)
+        ax.set(xlabel="promised mean opening angle (°)", ylabel="mean opening angle (°)", xlim=(0, top), ylim=(0, top))
         ax.legend()
     return fig
 

@@ -7,12 +7,17 @@ Detector frame: x, y, z in metres, z upwards, origin near the centre of the arra
 from __future__ import annotations
 
 import csv
+import io
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lab_shared.errors import UserError
+from lab_shared.files import atomic_write
 from numpy.typing import NDArray
 
 from iceaggr import geometry_table
@@ -23,6 +28,9 @@ SURFACE_Z = 1948.07
 """Metres from the origin of the detector frame up to the ice surface."""
 HIGH_QE_GAIN = 1.35
 _COLUMNS = ("sensor_id", "x", "y", "z")
+# Python's own syntax also takes 1_000 and the digits of other scripts.
+_INTEGER = re.compile(r"\s*[-+]?\d{1,9}\s*", re.ASCII)
+_NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 
 
 class GeometryError(UserError):
@@ -90,18 +98,22 @@ def read_geometry_csv(path: str | Path) -> Geometry:
     path = Path(path)
     xyz = np.full((N_SENSORS, 3), np.nan)
     n_rows = 0
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise GeometryError(f"{path} is not text: {error}") from error
+    with io.StringIO(text, newline="") as file:
+        rows = _rows(csv.DictReader(file), path)
+        names = next(rows)
+        missing = [name for name in _COLUMNS if name not in names]
         if missing:
             raise GeometryError(f"{path}: missing column {', '.join(missing)}; the header must name {_COLUMNS}")
-        for n_rows, row in enumerate(reader, start=1):
+        for n_rows, row in enumerate(rows, start=1):
             where = f"{path}, row {n_rows}"
-            try:
-                sensor = int(row["sensor_id"])
-                point = [float(row[axis]) for axis in "xyz"]
-            except (TypeError, ValueError) as error:
-                raise GeometryError(f"{where}: not numbers: {row}") from error
+            cells = [row[name] for name in _COLUMNS]
+            if not _INTEGER.fullmatch(cells[0] or "") or not all(_NUMBER.fullmatch(cell or "") for cell in cells):
+                raise GeometryError(f"{where}: not numbers: {cells!r:.200}")
+            sensor, point = int(cells[0]), [float(cell) for cell in cells[1:]]
             if not 0 <= sensor < N_SENSORS:
                 raise GeometryError(f"{where}: sensor_id {sensor} is outside 0..{N_SENSORS - 1}")
             if not np.isnan(xyz[sensor, 0]):
@@ -114,11 +126,23 @@ def read_geometry_csv(path: str | Path) -> Geometry:
     return _with_ice(xyz)
 
 
+def _rows(reader: csv.DictReader[str], path: Path) -> Iterator[dict[str, Any]]:
+    """The column names as keys, then every row. Raises GeometryError for text that is no csv."""
+    try:
+        yield dict.fromkeys(reader.fieldnames or ())
+        yield from reader
+    except csv.Error as error:
+        raise GeometryError(f"{path}, line {reader.line_num}: {error}") from error
+
+
 def write_geometry_csv(path: str | Path, geometry: Geometry) -> None:
-    """Write the array as Kaggle's sensor_geometry.csv: byte-identical to the real file for `icecube86()`."""
+    """Write the array as Kaggle's sensor_geometry.csv: byte-identical to the real file for `icecube86()`.
+
+    Raises StorageError.
+    """
     lines = [",".join(_COLUMNS)]
     lines += [f"{i},{x!r},{y!r},{z!r}" for i, (x, y, z) in enumerate(geometry.xyz.tolist())]
-    Path(path).write_text("\n".join(lines) + "\n")
+    atomic_write(Path(path), "\n".join(lines) + "\n")
 
 
 def _with_ice(xyz: NDArray[np.float64]) -> Geometry:

@@ -39,6 +39,81 @@ def vmf_nll(v_E3: Tensor, target_E3: Tensor, valid_E: Tensor | None = None) -> t
     cancel and |v| has no gradient at 0. valid_E as in `angle_loss`.
     """
     v_E3, target_E3 = _float32_where_valid(v_E3, target_E3, valid_E)
+    return _sum_and_count(_vmf_nll(v_E3, target_E3), valid_E)
+
+
+def mixture_nll(out_EC: Tensor, target_E3: Tensor, valid_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Sum of -log p(target) in nats per steradian (float32) of a mixture, and the number of valid events.
+
+    out_EC: (E, 4 K) as `mixture_parts` reads it. -log sum_k w_k p_k(target) with the densities of `vmf_nll`, added as
+    logarithms: finite, with finite gradients, at every kappa and weight. valid_E as in `angle_loss`.
+    """
+    out_EC, target_E3 = _float32_where_valid(out_EC, target_E3, valid_E)
+    v_EK3, log_weight_EK = mixture_parts(out_EC)
+    nll_EK = _vmf_nll(v_EK3, target_E3[:, None, :].expand_as(v_EK3))
+    return _sum_and_count(-torch.logsumexp(log_weight_EK - nll_EK, -1), valid_E)
+
+
+def mixture_parts(out_EC: Tensor) -> tuple[Tensor, Tensor]:
+    """A head's output (E, 4 K) as K von Mises-Fisher components: v_EK3 with kappa = |v|, and log weights (E, K).
+
+    Component k has columns 4k to 4k + 3: three of its vector and the logit of its weight. An output of three columns
+    is one component of weight 1.
+    """
+    if out_EC.shape[-1] == 3:
+        return out_EC[:, None, :], torch.zeros_like(out_EC[:, :1])
+    parts_EK4 = out_EC.unflatten(-1, (-1, 4))
+    return parts_EK4[..., :3], parts_EK4[..., 3].log_softmax(-1)
+
+
+def pointing(out_EC: Tensor) -> Tensor:
+    """A vector in the direction an answer stands for, (E, 3) float32: v_E3 itself, or the mean vector of a mixture.
+
+    A vMF has the mean A(|v|) v / |v| with A(k) = coth k - 1 / k, a mixture the weighted sum of those. Gradients are
+    finite for all kappa, 0 included. Source: Mardia & Jupp, Directional Statistics, 9.3.
+    """
+    if out_EC.shape[-1] == 3:
+        return out_EC.float()
+    v_EK3, log_weight_EK = mixture_parts(out_EC.float())
+    return (log_weight_EK.exp()[..., None] * _langevin_ratio(v_EK3.square().sum(-1))[..., None] * v_EK3).sum(1)
+
+
+def mean_vector(out_EC: Tensor) -> Tensor:
+    """The one vector v_E3 an answer stands for, float32: v itself, or for a mixture that of the vMF of the same mean.
+
+    It points where `pointing` does, and kappa = |v| solves A(|v|) = |mean|; for a mixture kappa ends at about 2e6,
+    where float32 ends.
+    """
+    mean_E3 = pointing(out_EC)
+    if out_EC.shape[-1] == 3:
+        return mean_E3
+    return mean_E3 * _inverse_langevin_ratio(mean_E3.square().sum(-1))[..., None]
+
+
+def _langevin_ratio(k2: Tensor) -> Tensor:
+    """A(k) / k of k^2, by its series below k = 1/2."""
+    s = k2.clamp(max=0.25)
+    small = 1 / 3 + s * (-1 / 45 + s * (2 / 945 + s * (-1 / 4725 + s * (2 / 93555))))
+    k = k2.clamp(min=0.25).sqrt()
+    return torch.where(k2 < 0.25, small, (1 / torch.tanh(k) - 1 / k) / k)
+
+
+def _inverse_langevin_ratio(r2: Tensor) -> Tensor:
+    """k / A(k) of r^2 = A(k)^2 < 1: exactly 1 / (r (1 - r)) from k = 10 on, where coth k is 1; below a rational guess
+    and Newton's method on A(k) = r."""
+    low2 = r2.clamp(max=0.81)
+    ratio = (3 - low2) / (1 - low2)
+    for _ in range(3):
+        k2 = ratio.square() * low2
+        a = _langevin_ratio(k2)
+        # dA/dk = 1 - 2 A / k - A^2; with k = ratio r the step (A - r) / (dA/dk) loses its r.
+        ratio = ratio - (a * ratio - 1) / (1 - a * (2 + a * k2))
+    high = r2.clamp(0.81, 1 - 1e-6).sqrt()
+    return torch.where(r2 < 0.81, ratio, 1 / (high * (1 - high)))
+
+
+def _vmf_nll(v_E3: Tensor, target_E3: Tensor) -> Tensor:
+    """`vmf_nll` per event, (..., 3) -> (...)."""
     dot_E = (v_E3 * target_E3).sum(-1)
     k2_E = v_E3.square().sum(-1)
 
@@ -52,7 +127,7 @@ def vmf_nll(v_E3: Tensor, target_E3: Tensor, valid_E: Tensor | None = None) -> t
     behind_E = torch.where(dot_E > 0, cross2_E / (k_E + dot_E.abs()), k_E - dot_E)
     large_E = math.log(2 * math.pi) - k_E.log() + torch.log1p(-torch.exp(-2 * k_E)) + behind_E
 
-    return _sum_and_count(torch.where(k2_E < 0.25, small_E, large_E), valid_E)
+    return torch.where(k2_E < 0.25, small_E, large_E)
 
 
 def _float32_where_valid(v_E3: Tensor, target_E3: Tensor, valid_E: Tensor | None) -> tuple[Tensor, Tensor]:

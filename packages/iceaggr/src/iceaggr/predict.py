@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
+import sys
 from contextlib import AbstractContextManager
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,16 +20,21 @@ from lab_shared.errors import UserError
 from lab_shared.progress import Counter
 from torch import nn
 
+from iceaggr.calibrate import CALIBRATION, load_calibration
 from iceaggr.config import TrainConfig
 from iceaggr.data.batches import one_pass
 from iceaggr.data.cache import EventCache
-from iceaggr.data.features import Tables, feature_width
-from iceaggr.data.kaggle import KaggleFolder
+from iceaggr.data.features import Tables, rotate_z
+from iceaggr.data.kaggle import KaggleFolder, test_first
 from iceaggr.data.prepare import data_label, folder_geometry
+from iceaggr.data.pulse_batches import PulseBatch, one_pass_of_pulses
 from iceaggr.data.pulses import TokenBatch
 from iceaggr.data.schema import N_SENSORS
 from iceaggr.directions import angles_to_vector, vector_to_angles
-from iceaggr.models.flat import FlatTransformer, build_model
+from iceaggr.losses import mean_vector
+from iceaggr.models.build import Model, build_model
+from iceaggr.models.hierarchical import pulse_inputs
+from iceaggr.submission import angle_text, check_sample, check_submission
 
 
 def token_budget(config: TrainConfig, device: torch.device) -> int:
@@ -43,6 +51,13 @@ def token_mask(batch: TokenBatch) -> Mask:
     return mask.prepare("flex" if batch.offsets_E1.is_cuda else "sdpa")
 
 
+def model_inputs(batch: TokenBatch | PulseBatch) -> tuple[Any, ...]:
+    """The arguments of the model that batches of this kind are for."""
+    if isinstance(batch, PulseBatch):
+        return pulse_inputs(batch)
+    return batch.features_TF, token_mask(batch), batch.cls_E
+
+
 def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
     """The forward pass's number format; the input projection, the head and the losses stay in float32."""
     low = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
@@ -57,7 +72,7 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
-def load_run(run_dir: Path, device: torch.device) -> tuple[TrainConfig, FlatTransformer]:
+def load_run(run_dir: Path, device: torch.device) -> tuple[TrainConfig, Model]:
     """The configuration and trained model of a run folder, the model in evaluation mode on `device`."""
     path = Path(run_dir) / "config.json"
     if not path.exists():
@@ -66,12 +81,11 @@ def load_run(run_dir: Path, device: torch.device) -> tuple[TrainConfig, FlatTran
     weights = Path(run_dir) / "weights.safetensors"
     if not weights.exists():
         raise UserError(f"{run_dir} has no trained weights yet: finish it with `iceaggr train --resume {run_dir}`")
-    model = build_model(config.model, feature_width(config.model))
+    model = build_model(config.model)
     load_weights(weights, model)
     return config, model.to(device).eval()
 
 
-@torch.inference_mode()
 def predict_events(
     model: nn.Module,
     cache: EventCache,
@@ -80,7 +94,35 @@ def predict_events(
     tables: Tables,
     counter: Counter | None = None,
 ) -> np.ndarray:
-    """Raw direction vectors (N, 3) float32 of the events at these positions of the store, in their order."""
+    """Raw direction vectors (N, 3) float32 of the events at these positions of the store, in their order.
+
+    The vector of a mixture is that of its mean (`iceaggr.losses.mean_vector`). With config.tta = n > 1 the events are
+    looked at n times, turned about the vertical axis in even steps, and the n vectors, turned back, are averaged.
+    """
+    total_N3 = np.zeros((index_N.size, 3))
+    for turn in range(config.tta):
+        angle = 2 * math.pi * turn / config.tta
+        out_NC = torch.from_numpy(predict_outputs(model, cache, index_N, config, tables, counter, angle=angle))
+        back_N = torch.full((index_N.size,), -angle, dtype=torch.float64)
+        total_N3 += rotate_z(mean_vector(out_NC).double(), back_N).numpy()
+    return (total_N3 / config.tta).astype(np.float32)
+
+
+@torch.inference_mode()
+def predict_outputs(
+    model: nn.Module,
+    cache: EventCache,
+    index_N: np.ndarray,
+    config: TrainConfig,
+    tables: Tables,
+    counter: Counter | None = None,
+    *,
+    angle: float = 0.0,
+) -> np.ndarray:
+    """What the head says, float32, for these events turned by `angle` (rad) about the vertical axis, in their order.
+
+    (N, 3), or (N, 4 K) of a mixture, to be read by `iceaggr.losses.mixture_parts`. Directions stay in the turned frame.
+    """
     device = tables.device
     gpu = device.type == "cuda"
     # Batches larger than in training keep a GPU busy while the host prepares the next one. An event is never split,
@@ -89,22 +131,24 @@ def predict_events(
     order, vectors, done = [], [], 0
     was_training = model.training
     model.eval()
-    for batch in one_pass(cache, index_N, config.model, tables, token_budget=budget, static=gpu):
+    batches: Any = one_pass_of_pulses if config.model.arch == "hierarchical" else one_pass
+    for batch in batches(cache, index_N, config.model, tables, token_budget=budget, static=gpu, angle=angle):
         with autocast(config, device):
-            v_E3 = model(batch.features_TF, token_mask(batch), batch.cls_E)
+            out_EC = model(*model_inputs(batch))
         order.append(batch.index_E)
         # Left on the device, as reading it would stop the stream; a copy, as a CUDA graph writes over its output.
-        vectors.append(v_E3[: batch.n_events].float().clone())
+        vectors.append(out_EC[: batch.n_events].float().clone())
         done += batch.n_events
         if counter is not None:
             counter.show(done)
     model.train(was_training)
-    v_N3 = np.empty((index_N.size, 3), dtype=np.float32)
+    components = config.model.head_mixture
+    out_NC = np.empty((index_N.size, 3 if components == 1 else 4 * components), dtype=np.float32)
     if order:
         place = np.empty(int(index_N.max()) + 1, dtype=np.int64)
         place[index_N] = np.arange(index_N.size)
-        v_N3[place[np.concatenate(order)]] = torch.cat(vectors).cpu().numpy()
-    return v_N3
+        out_NC[place[np.concatenate(order)]] = torch.cat(vectors).cpu().numpy()
+    return out_NC
 
 
 def predict_folder(
@@ -115,19 +159,28 @@ def predict_folder(
     max_events: int | None = None,
     device: str | None = None,
     strict: bool = False,
+    split: Literal["auto", "train", "test"] = "auto",
 ) -> int:
     """Write event_id, azimuth, zenith and kappa (not with strict) of every event of a folder, in its order.
 
-    Angles in radians say where the neutrino came from. Works file by file, so memory does not grow with the folder; the
-    finished csv appears at once. Returns the number of events.
+    Angles in radians say where the neutrino came from; kappa is divided by the temperature of RUN/calibration.json, if
+    `iceaggr calibrate` has left one. split: "auto" is test where there is one and train otherwise. Works file by file,
+    so memory does not grow with the folder; the csv is checked against the competition's format and then appears at
+    once. Returns the number of events.
+
+    Raises:
+        SubmissionError: the folder's tables disagree about which events it has.
     """
     where = pick_device(device)
     config, model = load_run(run_dir, where)
-    source = KaggleFolder(folder)
+    calibration = load_calibration(run_dir)
+    temperature = 1.0 if calibration is None else calibration.temperature
+    source = test_first(folder) if split == "auto" else KaggleFolder(folder, split)
     tables = Tables.of(folder_geometry(folder, config.data.geometry), where)
     total = source.n_events if max_events is None else min(max_events, source.n_events)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(out.name + ".partial")
+    ids: list[np.ndarray] = []
     done = 0
     with partial.open("w", newline="") as handle, Counter("predicting", total, "events") as counter:
         writer = csv.writer(handle)
@@ -139,13 +192,19 @@ def predict_folder(
             cache = EventCache.in_memory(pulses)
             keep = np.arange(min(cache.n_events, total - done))
             v_N3 = predict_events(model, cache, keep, config, tables)
-            azimuth, zenith = vector_to_angles(v_N3)
-            kappa = np.linalg.norm(v_N3, axis=1)
-            for row in zip(cache.event_id[keep], azimuth, zenith, kappa, strict=True):
-                writer.writerow([int(row[0]), *(f"{x:.9g}" for x in (row[1:3] if strict else row[1:]))])
+            azimuth, zenith = (angle_text(angle) for angle in vector_to_angles(v_N3))
+            kappa = (f"{x:.9g}" for x in np.linalg.norm(v_N3, axis=1) / temperature)
+            rows = zip(cache.event_id[keep].tolist(), azimuth, zenith, kappa, strict=True)
+            writer.writerows(row[:3] if strict else row for row in rows)
+            ids.append(cache.event_id[keep])
             done += keep.size
             counter.show(done)
+    if done == source.n_events:
+        check_sample(source, np.concatenate(ids))
+    check_submission(partial, chain.from_iterable(map(np.ndarray.tolist, ids)), strict=strict)
     os.replace(partial, out)
+    said = f"kappa as the model gives it (no {CALIBRATION})" if calibration is None else calibration.said(run_dir)
+    print(f"iceaggr: {said}", file=sys.stderr)
     return done
 
 
@@ -168,6 +227,8 @@ def display_event(
         v_3 = predict_events(model, store, np.zeros(1, dtype=np.int64), config, Tables.of(geometry, where))[0]
         kappa = float(np.linalg.norm(v_3))
         predicted = v_3 / kappa
+        if calibration := load_calibration(run_dir):
+            kappa /= calibration.temperature
     sensor = pulses.sensor_P.numpy()
     event = Event(
         xyz=geometry.xyz[sensor],

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from lab_shared.errors import UserError
@@ -17,94 +17,31 @@ from numpy.typing import NDArray
 
 from iceaggr.data.pulses import Pulses
 from iceaggr.geometry import N_SENSORS
+from iceaggr.published import (
+    AUXILIARY_CHARGE,
+    AZIMUTH,
+    CHARGE,
+    CHARGE_GRID,
+    CLASSES,
+    DOMS,
+    HLC_CHARGE,
+    N_PULSES,
+    PULSES_PER_DOM,
+    SPAN,
+    TAIL_FROM,
+    TARGETS,
+    TIME,
+    ZENITH,
+    quantile_name,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CHARGE_GRID = 0.025
-"""p.e."""
 _LATEST, _MOST_STEPS = 1 << 22, 1 << 22
 """Ends of the time (ns) and charge histograms: what a strange file has beyond counts as this much."""
-_N_PULSES: dict[float, float] = {
-    0.01: 30,
-    0.05: 36,
-    0.1: 40,
-    0.25: 48,
-    0.5: 63,
-    0.75: 89,
-    0.9: 144,
-    0.95: 219,
-    0.99: 1130,
-}
-_N_PULSES |= {0.995: 3320, 0.999: 19553}
-_SPAN: dict[float, float] = {
-    0.01: 8408,
-    0.05: 9114,
-    0.1: 9446,
-    0.25: 9990,
-    0.5: 10965,
-    0.75: 12431,
-    0.9: 14426,
-    0.95: 17532,
-}
-_SPAN |= {0.99: 21872, 0.999: 28156}
-_DOMS: dict[float, float] = {0.5: 49, 0.75: 65, 0.9: 92, 0.95: 120, 0.99: 242, 0.999: 872}
-_CHARGE: dict[float, float] = {0.25: 0.775, 0.5: 1.075, 0.75: 1.775}
-_PULSES_PER_DOM: dict[float, float] = {0.9: 3, 0.95: 5, 0.99: 43, 0.999: 147}
-_TIME: dict[float, float] = {0.25: 10566, 0.5: 11815, 0.75: 13916}
-_ZENITH: dict[float, float] = {0.25: 1.005, 0.5: 1.527, 0.75: 2.055}
-
 Statistics = dict[str, float]
 """Name of a figure -> value; names are those of `TARGETS`, plus counts."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """A published figure, and how far a simulation may be from it."""
-
-    real: float
-    tolerance: float | None = None
-    """None: shown, not judged."""
-    kind: Literal["relative", "absolute"] = "relative"
-
-
-def _targets() -> dict[str, Target]:
-    targets: dict[str, Target] = {}
-
-    def add(name: str, table: dict[float, float], judged: tuple[float, float], tolerance: float) -> None:
-        for q, value in table.items():
-            inside = judged[0] <= q <= judged[1]
-            targets[quantile_name(name, q)] = Target(value, tolerance if inside else None)
-
-    add("n_pulses", _N_PULSES, (0.05, 0.99), 0.10)
-    targets["n_pulses mean"] = Target(164.0)
-    add("span", _SPAN, (0.05, 0.95), 0.10)
-    targets["span mean"] = Target(11665.0)
-    targets["span correlation with n_pulses"] = Target(0.265)
-    add("doms", _DOMS, (0.5, 0.5), 0.05)
-    targets["doms mean"] = Target(60.6)
-    targets["doms with one pulse"] = Target(0.78)
-    add("pulses per dom", _PULSES_PER_DOM, (2, 2), 0)
-    add("charge", _CHARGE, (0.25, 0.75), 0.15)
-    targets["charge mean"] = Target(3.91)
-    targets["auxiliary per event"] = Target(0.64, 0.03, "absolute")
-    targets["auxiliary per pulse"] = Target(0.28)
-    add("time", _TIME, (2, 2), 0)
-    targets["time mean"] = Target(13130.0)
-    targets["first pulse median"] = Target(6129.0)
-    add("zenith", _ZENITH, (2, 2), 0)
-    targets["zenith mean"] = Target(1.534)
-    targets["zenith std"] = Target(0.690)
-    return targets
-
-
-def quantile_name(name: str, q: float) -> str:
-    return f"{name} {100 * q:g}%"
-
-
-TARGETS = _targets()
-"""Real Kaggle data, batch 1: pulses and time spans of all 200,000 events, the rest as public notebooks report
-it. Times in ns, charges in p.e., angles in rad."""
 
 
 class Collector:
@@ -113,7 +50,9 @@ class Collector:
     def __init__(self) -> None:
         self._events: list[NDArray[np.float64]] = []
         self._zenith: list[NDArray[np.float64]] = []
+        self._azimuth: list[NDArray[np.float64]] = []
         self._charges = np.zeros(1, dtype=np.int64)
+        self._auxiliary_charges = np.zeros(1, dtype=np.int64)
         self._times = np.zeros(1, dtype=np.int64)
         self._per_dom = np.zeros(1, dtype=np.int64)
 
@@ -132,10 +71,14 @@ class Collector:
         self._events.append(np.stack((counts, end - start, doms, auxiliary, start)).astype(np.float64))
         steps = np.rint(pulses.charge_P.cpu().numpy() / CHARGE_GRID).astype(np.int64)
         self._charges = _add(self._charges, np.bincount(steps.clip(max=_MOST_STEPS)))
+        isolated = steps[pulses.auxiliary_P.cpu().numpy()]
+        self._auxiliary_charges = _add(self._auxiliary_charges, np.bincount(isolated.clip(max=_MOST_STEPS)))
         self._times = _add(self._times, np.bincount(time.clip(0, _LATEST)))
         self._per_dom = _add(self._per_dom, np.bincount(np.diff(first, append=len(hit))))
         if pulses.zenith_E is not None:
             self._zenith.append(pulses.zenith_E.cpu().numpy())
+        if pulses.azimuth_E is not None:
+            self._azimuth.append(pulses.azimuth_E.cpu().numpy())
 
     def result(self) -> Statistics:
         """Raises UserError when no event was added."""
@@ -144,32 +87,52 @@ class Collector:
         counts, span, doms, auxiliary, start = np.concatenate(self._events, axis=1)
         out: Statistics = {"events": float(len(counts)), "pulses": float(counts.sum())}
         for name, values, table in (
-            ("n_pulses", counts, _N_PULSES),
-            ("span", span, _SPAN),
-            ("doms", doms, _DOMS),
+            ("n_pulses", counts, N_PULSES),
+            ("span", span, SPAN),
+            ("doms", doms, DOMS),
         ):
             out |= {quantile_name(name, q): float(np.quantile(values, q)) for q in table}
             out[f"{name} mean"] = float(values.mean())
         if counts.std() > 0 and span.std() > 0:
             out["span correlation with n_pulses"] = float(np.corrcoef(counts, span)[0, 1])
         out["n_pulses max"] = float(counts.max())
+        for name, (low, high, _) in CLASSES.items():
+            out[f"events {name} pulses"] = float(((counts >= low) & (counts < high)).mean())
+        out["events above 1,000 pulses"] = float((counts > 1000).mean())
+        if (tail := counts[counts > TAIL_FROM]).size:
+            # maximum likelihood for a density ~ n^-alpha above the threshold (Hill's estimator)
+            out["n_pulses tail exponent"] = float(1 + 1 / np.log(tail / TAIL_FROM).mean())
         out["doms with one pulse"] = float(self._per_dom[1] / self._per_dom.sum())
+        out["doms with at most 16 pulses"] = float(self._per_dom[:17].sum() / self._per_dom.sum())
+        coincident = _add(self._charges, -self._auxiliary_charges)
+        for name, histogram, table in (
+            ("auxiliary charge", self._auxiliary_charges, AUXILIARY_CHARGE),
+            ("coincident charge", coincident, HLC_CHARGE),
+        ):
+            if histogram.any():
+                out |= {quantile_name(name, q): _quantile(histogram, q) * CHARGE_GRID for q in table}
         for name, histogram, unit, table in (
-            ("charge", self._charges, CHARGE_GRID, _CHARGE),
-            ("time", self._times, 1.0, _TIME),
-            ("pulses per dom", self._per_dom, 1.0, _PULSES_PER_DOM),
+            ("charge", self._charges, CHARGE_GRID, CHARGE),
+            ("time", self._times, 1.0, TIME),
+            ("pulses per dom", self._per_dom, 1.0, PULSES_PER_DOM),
         ):
             out |= {quantile_name(name, q): _quantile(histogram, q) * unit for q in table}
             out[f"{name} mean"] = float(histogram @ np.arange(len(histogram)) / histogram.sum() * unit)
-        out["charge max"] = (len(self._charges) - 1) * CHARGE_GRID
+        values = np.arange(len(self._charges)) * CHARGE_GRID
+        spread = self._charges @ (values - out["charge mean"]) ** 2 / self._charges.sum()
+        out |= {"charge std": float(np.sqrt(spread)), "charge max": float(values[-1])}
+        out |= {"charge min": float(values[self._charges > 0][0]), "time max": float(len(self._times) - 1)}
         out["auxiliary per event"] = float((auxiliary / counts).mean())
         out["auxiliary per pulse"] = float(auxiliary.sum() / counts.sum())
         out["events without coincidence"] = float((auxiliary == counts).sum())
-        out["first pulse median"] = float(np.median(start))
+        out |= {"first pulse median": float(np.median(start)), "first pulse min": float(start.min())}
         if self._zenith:
             zenith = np.concatenate(self._zenith)
-            out |= {quantile_name("zenith", q): float(np.quantile(zenith, q)) for q in _ZENITH}
+            out |= {quantile_name("zenith", q): float(np.quantile(zenith, q)) for q in ZENITH}
             out |= {"zenith mean": float(zenith.mean()), "zenith std": float(zenith.std())}
+        if self._azimuth:
+            azimuth = np.concatenate(self._azimuth)
+            out |= {quantile_name("azimuth", q): float(np.quantile(azimuth, q)) for q in AZIMUTH}
         return out
 
 
@@ -185,8 +148,9 @@ class Row:
     """None: no requirement."""
 
     @property
-    def ratio(self) -> float:
-        return self.here / self.real
+    def ratio(self) -> float | None:
+        """None where the published figure is 0."""
+        return self.here / self.real if self.real else None
 
 
 def statistics(batches: Iterable[Pulses]) -> Statistics:
@@ -207,8 +171,8 @@ def compare(found: Statistics) -> list[Row]:
     for name, target in TARGETS.items():
         if name not in found:
             continue
-        away = abs(found[name] - target.real) / (target.real if target.kind == "relative" else 1.0)
-        ok = None if target.tolerance is None else away <= target.tolerance
+        scale = target.real if target.kind == "relative" else 1.0
+        ok = None if target.tolerance is None else abs(found[name] - target.real) <= target.tolerance * scale
         rows.append(Row(name, target.real, found[name], target.tolerance, ok))
     return rows
 
@@ -217,12 +181,12 @@ def table(rows: list[Row]) -> str:
     """The comparison as aligned text."""
     lines = [f"{'quantity':<32}{'real':>10}{'here':>12}{'ratio':>8}  required"]
     for row in rows:
-        verdict = ""
+        verdict, ratio = "", "" if row.ratio is None else f"{row.ratio:.3f}"
         if row.tolerance is not None:
             kind = TARGETS[row.quantity].kind
             allowed = f"{row.tolerance:.0%}" if kind == "relative" else f"{row.tolerance:g}"
             verdict = f"within {allowed}: {'ok' if row.ok else 'NO'}"
-        lines.append(f"{row.quantity:<32}{row.real:>10.5g}{row.here:>12.5g}{row.ratio:>8.3f}  {verdict}".rstrip())
+        lines.append(f"{row.quantity:<32}{row.real:>10.5g}{row.here:>12.5g}{ratio:>8}  {verdict}".rstrip())
     return "\n".join(lines)
 
 
@@ -234,10 +198,10 @@ def qq_figure(found: Statistics, title: str) -> Figure:
     figure = Figure(figsize=(9, 8), layout="constrained")
     figure.suptitle(title)
     panels = (
-        ("n_pulses", _N_PULSES, "pulses per event"),
-        ("span", _SPAN, "time span (ns)"),
-        ("charge", _CHARGE, "charge (p.e.)"),
-        ("doms", _DOMS, "hit DOMs per event"),
+        ("n_pulses", N_PULSES, "pulses per event"),
+        ("span", SPAN, "time span (ns)"),
+        ("charge", CHARGE, "charge (p.e.)"),
+        ("doms", DOMS, "hit DOMs per event"),
     )
     for axes, (name, quantiles, label) in zip(figure.subplots(2, 2).flat, panels, strict=True):
         real = np.array(list(quantiles.values()))

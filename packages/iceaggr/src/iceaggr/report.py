@@ -1,8 +1,8 @@
 """`iceaggr report RUN`: one HTML page about a run, drawn from the arrays the run saved and from nothing else.
 
 Needs RUN/config.json. Whatever else is missing (see `iceaggr.run_files`) takes its figures with it, and the
-page says so. Writes RUN/report.html and, for every figure, RUN/figures/NAME.png and the numbers it shows as
-NAME.csv.
+page says so. Writes RUN/report.html, for every figure RUN/figures/NAME.png and the numbers it shows as NAME.csv, and
+RUN/resolution.csv.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lab_shared.errors import UserError
 from lab_shared.files import atomic_write, make_folder
 from lab_shared.page import Page, Width
 from lab_shared.plotting import to_png
 
-from iceaggr import display, figures, summaries
+from iceaggr import calibrate, display, figures, resolution, summaries
+from iceaggr.geometry import icecube86
 from iceaggr.report_text import all_keys, cell, command_line, csv_text, flat_rows, heading, words
 from iceaggr.run_files import RunFiles, display_events, read_run, series
 from iceaggr.summaries import Array, Columns
@@ -39,6 +41,7 @@ def write_report(run_path: Path) -> Path:
     report.errors()
     report.resolution()
     report.confidence()
+    report.calibration()
     report.sky()
     report.events()
     report.tables()
@@ -136,6 +139,7 @@ class _Report:
             self._types(events["type"], events["error_deg"])
         if absent := [f"by {name}" for name in ("energy", "type") if name not in events]:
             self.page.text(f"Not shown: resolution {' and '.join(absent)}, which is not known for these events.")
+        self._resolution_by_group(events)
 
     def confidence(self) -> None:
         if self.run.predictions is None:
@@ -155,6 +159,33 @@ class _Report:
         )
         self._figure("sharpness", figures.sharpness(columns), columns, caption)
         self._resolution("kappa", kappa, "confidence κ", log=bool((kappa > 0).all()))
+
+    def calibration(self) -> None:
+        """Is kappa worth its word? Fitted on half of the held-out events, shown on the other half."""
+        if self.run.predictions is None:
+            return
+        self.page.section("Calibration")
+        try:
+            fitted = calibrate.fit_arrays(self.run.predictions)
+        except UserError as error:
+            self.page.text(f"Not shown: {error}.")
+            return
+        result = calibrate.describe(fitted, label=self.run.label)
+        self.page.text(
+            "kappa is divided by one temperature, and regions take the nominal level that really held, by confidence; "
+            "both fitted on half of the held-out events and shown on the other half. `iceaggr calibrate` writes the "
+            "same into the run folder, for `predict` and `skymap`.\n\n"
+            + "\n".join("    " + line for line in calibrate.table(result).splitlines())
+        )
+        columns = calibrate.curves(fitted)
+        caption = f"Events inside the smallest region of each probability, {self.run.label}."
+        self._figure("calibration_coverage", figures.coverage(columns["coverage"]), columns["coverage"], caption)
+        caption = "Probability integral transform: the probability of all directions likelier than the true one."
+        self._figure("calibration_pit", figures.pit_histogram(columns["pit"]), columns["pit"], caption)
+        caption = "Pull √(−2 log(1 − u)); a calibrated model follows the two-dimensional Rayleigh law."
+        self._figure("calibration_pull", figures.pulls(columns["pull"]), columns["pull"], caption)
+        caption = "Mean opening angle against the one that κ promises, ten equally filled bins of κ; 95% intervals."
+        self._figure("calibration_promised", figures.promised(columns["promised"]), columns["promised"], caption)
 
     def sky(self) -> None:
         events = self.run.predictions
@@ -240,6 +271,33 @@ class _Report:
         legend = {name: f"{name}, median {np.median(error):.1f}°" for name, error in errors_of.items()}
         caption = f"Fraction of events the model reconstructs better than an angle, {self.run.label}."
         self._figure("error_by_type", figures.cumulative(columns, legend), columns, caption)
+
+    def _resolution_by_group(self, events: Mapping[str, Array]) -> None:
+        """Medians with intervals, by quantity and type; every number in RUN/resolution.csv."""
+        array_xyz = icecube86().xyz if self.run.display is None else self.run.display.get("array_xyz", icecube86().xyz)
+        table = resolution.resolution_table(events, array_xyz)
+        if not table:
+            return
+        atomic_write(self.run.folder / "resolution.csv", csv_text(table))
+        self.page.text("Medians of the model by type of event; bars are 95% intervals (order statistics).")
+        for quantity, xlabel in resolution.LABELS.items():
+            columns = resolution.select(table, quantity)
+            if len(columns["x"]):
+                figure = figures.resolution_by_group(columns, xlabel, log=quantity in resolution.LOG)
+                caption = f"Median opening angle against {xlabel}, {self.run.label}."
+                self._figure(f"resolution_by_type_{quantity}", figure, columns, caption)
+        columns = resolution.select(table, "contained")
+        if len(columns["x"]):
+            cells = [
+                [group, "inside" if low else "outside", n, f"{m:.1f} [{a:.1f}, {b:.1f}]", f"{e:.1f} [{c:.1f}, {d:.1f}]"]
+                for group, low, n, m, a, b, e, c, d in zip(
+                    *(columns[name] for name in ("group", "low", "events", "median", "median_low", "median_high")),
+                    *(columns[name] for name in ("mean", "mean_low", "mean_high")),
+                    strict=True,
+                )
+            ]
+            caption = f"Opening angle (°) by containment of the interaction, 95% intervals, {self.run.label}."
+            self.page.table(["type", "interaction", "events", "median", "mean"], cells, caption, align="llrrr")
 
     def _resolution(self, name: str, x: Array, xlabel: str, edges: Array | None = None, *, log: bool = False) -> None:
         edges = summaries.quantile_edges(x, _BIN_LEVELS) if edges is None else edges

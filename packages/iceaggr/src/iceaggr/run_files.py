@@ -3,7 +3,7 @@ an error.
 
 predictions.npz has one row per held-out event: event_id, azimuth, zenith, pred_azimuth, pred_zenith (rad,
 where the neutrino came from), error_deg, n_pulses; optional linefit_error_deg, kappa, n_doms, energy (GeV),
-type (0 cascade, 1 track).
+type (0 cascade, 1 track), vertex_x, vertex_y, vertex_z (m), and of a model with several components out_0, out_1, ...
 
 display.npz has a handful of events with P pulses in all: event_id (E), offsets (E + 1), x, y, z (m), time
 (ns), charge, auxiliary (P), true, predicted (E, 3) unit vectors; optional kappa (E), sensor (P), array_xyz
@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lab_shared.arrays import load_arrays
 from lab_shared.errors import UserError
 
 from iceaggr.display_data import Event
@@ -129,11 +129,7 @@ def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
 def _read_arrays(path: Path, needed: tuple[str, ...]) -> dict[str, Array] | None:
     if not path.is_file():
         return None
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a readable npz file ({error}); run `iceaggr evaluate` again") from error
+    arrays = load_arrays(path)
     if absent := [name for name in needed if name not in arrays]:
         raise UserError(f"{path} lacks {', '.join(absent)}; run `iceaggr evaluate` again")
     return arrays

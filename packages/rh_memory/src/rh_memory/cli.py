@@ -8,54 +8,64 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from lab_shared.command import device_flag, json_flag, positive_int, run_command
+from lab_shared.command import (
+    Program,
+    device_flag,
+    dry_run_flag,
+    engine_flags,
+    engine_options,
+    job_list,
+    json_flag,
+    positive_int,
+    write_record,
+)
+from lab_shared.train_command import TrainWords, add_train, chosen_config, dry_run_text, recorded_time
 
 from rh_memory import __version__
-from rh_memory.config import PRESETS, ZEROS, TrainConfig
+from rh_memory.config import PRESETS, ZEROS
 
 DEFAULT_PRESET = "explicit-small"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == ["train"]:
-        return run_command("rh-memory", _train, argv[1:])
-    parser = _parser()
-    args = parser.parse_args(argv)
-    if args.command is None:
-        parser.print_help()
-        return 2
-    return run_command("rh-memory", args.run, args)
+    """Exit codes: 0 done, 1 an error the user can mend (one line on stderr), 2 wrong usage."""
+    return _program().main(argv)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="rh-memory",
-        description="Mixture-density transformers with memory slots over the spacings of Riemann zeta zeros.",
+def _program() -> Program:
+    program = Program(
+        "rh-memory",
+        "Mixture-density transformers with memory slots over the spacings of Riemann zeta zeros.",
+        __version__,
     )
-    parser.add_argument("--version", action="version", version=f"rh-memory {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-
-    def add(name: str, run: Any, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run)
-        return sub
+    add = program.add
 
     sub = add("zeros", _zeros, "Compute the first N zeros and verify that none is missing.")
     sub.add_argument("--count", type=positive_int, default=ZEROS, metavar="N", help=f"default: {ZEROS:,}")
     sub.add_argument("--out", type=Path, required=True, metavar="FILE.npy", help="float64 (2, N): centre and offset")
+    sub.add_argument("--shards", type=positive_int, metavar="N", help="compute in N jobs; the bytes are the same")
+    engine_flags(sub)
+    dry_run_flag(sub)
     device_flag(sub)
 
     sub = add("import", _import, "Check a table of zeros (Odlyzko text, Platt .dat) and write it as FILE.npy.")
     sub.add_argument("table", type=Path, metavar="TABLE")
     sub.add_argument("--out", type=Path, required=True, metavar="FILE.npy")
 
-    commands.add_parser("train", help="Train a model, score it beside the baselines, write its report.")
+    add_train(
+        program,
+        _train,
+        "Train a model, score it beside the baselines, write its report.",
+        PRESETS,
+        about="Train, score on held-out zeros beside the baselines, write the report, print one table. The zeros are\n"
+        f"computed (or read, if they were computed before). Without PRESET: {DEFAULT_PRESET}.",
+        example="e4 --model.slot-id-mode off --optim.lr 5e-4 --steps 20000",
+        data="FILE.npy zeros (short for --data.file)",
+        out="runs/rh-memory/PRESET-seedS-TIME",
+    )
 
     sub = add("baselines", _baselines, "Score the predictors that need no training, from the marginal to prime phases.")
     _data_flag(sub)
@@ -93,10 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, default=Path("runs/rh-memory/sweep"), metavar="DIR")
     sub.add_argument("--diagnose", action="store_true", help="follow each run by its diagnostics")
     sub.add_argument("--collect", type=Path, metavar="DIR", help="copy the runs' small files here, for keeping")
-    sub.add_argument("--engine", choices=("local", "ray"), default="local")
-    sub.add_argument("--address", help="Ray cluster; default: a new one on this machine")
-    sub.add_argument("--workers", type=positive_int, metavar="N", help="runs at a time; default: GPUs / gpus-per-job")
-    sub.add_argument("--gpus-per-job", type=float, default=1.0, metavar="F", help="a fraction shares one GPU")
+    engine_flags(sub)
+    dry_run_flag(sub)
 
     sub = add("collect", _collect, "Copy the small files of runs, all that verdicts need, into one folder.")
     sub.add_argument("runs", nargs="+", type=Path, metavar="RUN")
@@ -112,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, metavar="JSON", help="write the record here as well")
     device_flag(sub)
     json_flag(sub)
-    return parser
+    return program
 
 
 def _data_flag(sub: argparse.ArgumentParser) -> None:
@@ -121,9 +129,20 @@ def _data_flag(sub: argparse.ArgumentParser) -> None:
 
 def _zeros(args: argparse.Namespace) -> None:
     from rh_memory.evaluate import pick_device
-    from rh_memory.zeros.generate import main as generate
 
-    generate(args.count, args.out, pick_device(args.device).type)
+    device, engine = pick_device(args.device).type, engine_options(args)
+    if args.dry_run:
+        time = recorded_time(_record("zeros"), args.count, "zeros_per_s")
+        print(f"would compute {args.count:,} zeros into {args.out}, {args.count * 16:,} bytes, {time}")
+        return
+    if args.shards is None:
+        from rh_memory.zeros.generate import main as generate
+
+        generate(args.count, args.out, device)
+    else:
+        from rh_memory.zeros.shards import generate_sharded
+
+        generate_sharded(args.count, args.out, device, shards=args.shards, **engine)
     print(args.out)
 
 
@@ -165,11 +184,15 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _sweep(args: argparse.Namespace) -> None:
-    from rh_memory.sweep import sweep
+    from rh_memory.sweep import sweep, sweep_jobs
 
-    where = {name: getattr(args, name) for name in ("engine", "address", "workers", "gpus_per_job")}
+    if args.dry_run:
+        jobs = sweep_jobs(args.presets, args.seeds, source=args.source, steps=args.steps, diagnose=args.diagnose)
+        print(job_list([job.name for job in jobs], args.out))
+        return
     follow = {"diagnose": args.diagnose, "collect_in": args.collect}
-    print(sweep(args.presets, args.seeds, args.out, source=args.source, steps=args.steps, **follow, **where))
+    options = {"source": args.source, "steps": args.steps, **follow, **engine_options(args)}
+    print(sweep(args.presets, args.seeds, args.out, **options))
 
 
 def _collect(args: argparse.Namespace) -> None:
@@ -189,67 +212,35 @@ def _bench(args: argparse.Namespace) -> None:
     from rh_memory.bench import bench, table
 
     rows = bench(args.device, args.presets)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(rows, indent=1) + "\n")
+    write_record(args.out, rows)
     print(json.dumps(rows) if args.json else table(rows))
 
 
-def _train(argv: list[str]) -> None:
-    args, preset, overrides = _train_arguments(argv)
-    if args.resume is not None:
-        from rh_memory.train import resume
+def _train(parser: argparse.ArgumentParser, words: TrainWords) -> None:
+    args, preset = words.args, words.name or DEFAULT_PRESET
+    config = chosen_config(PRESETS, preset, words.fields, parser.prog, data__file=args.data)
+    if args.dry_run:
+        windows = config.steps * config.batch_size
+        facts = {
+            "data": config.data.file or f"{config.data.zeros:,} spacings ({config.data.source})",
+            "work": f"{config.steps:,} steps of {config.batch_size} windows",
+            "time": recorded_time(_record("rh-memory"), windows, "windows_per_s", f"train {preset}"),
+        }
+        print(dry_run_text(f"{preset}, seed {config.seed}", config, facts))
+        return
+    from rh_memory.train import resume, train
 
-        text = resume(args.resume)
-    else:
-        config = _train_config(preset or DEFAULT_PRESET, overrides)
-        from rh_memory.train import train
-
-        text = train(config, args.out, name=preset or DEFAULT_PRESET)
+    text = resume(args.resume) if args.resume is not None else train(config, args.out, name=preset)
     if text is not None:  # rank 0
         print(text)
 
 
-def _train_arguments(argv: list[str]) -> tuple[argparse.Namespace, str | None, list[str]]:
-    """Split `rh-memory train` arguments into ours, the preset's name, and overrides of configuration fields."""
-    presets = "\n".join(f"  {name:<19} {text}" for name, (text, _) in PRESETS.items())
-    parser = argparse.ArgumentParser(
-        prog="rh-memory train",
-        usage="rh-memory train [PRESET] [--out RUN] [--seed S] [--FIELD VALUE ...]\n"
-        "       rh-memory train --resume RUN",
-        description="Train, score on held-out zeros beside the baselines, write the report, print one table. The zeros "
-        "are computed (or read, if they\nwere computed before).\n\npresets:\n" + presets,
-        epilog="Every field of the configuration can be set: `rh-memory train PRESET --help` lists them, for example\n"
-        "  rh-memory train e4 --model.slot-id-mode off --optim.lr 5e-4 --steps 20000\n"
-        f"Without PRESET: {DEFAULT_PRESET}. Under torchrun the same command uses every process.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on where a stopped run left off")
-    parser.add_argument("--out", type=Path, metavar="RUN", help="run folder; default: runs/rh-memory/PRESET-seedS-TIME")
-    parser.add_argument("-h", "--help", action="store_true")
-    preset = argv[0] if argv and not argv[0].startswith("-") else None
-    args, overrides = parser.parse_known_args(argv[1:] if preset else argv)
-    if preset is not None and preset not in PRESETS:
-        parser.error(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
-    if args.help:
-        if preset is None:
-            parser.print_help()
-            raise SystemExit(0)
-        overrides.append("--help")
-    if args.resume is not None and (preset or overrides or args.out):
-        parser.error("--resume takes no other option: the run folder holds its configuration")
-    return args, preset, overrides
+def _record(name: str) -> Path:
+    """The bench record of such a machine as this."""
+    import torch
 
-
-def _train_config(preset: str, overrides: list[str]) -> TrainConfig:
-    """tyro is needed for overrides only: training a preset as it is works without it."""
-    if not overrides:
-        return PRESETS[preset][1]
-    from lab_shared.config import preset_cli
-
-    return preset_cli(PRESETS, [preset, *overrides], prog="rh-memory train")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Path(__file__).parents[2] / "results" / "bench" / f"{name}-{device}.json"
 
 
 if __name__ == "__main__":

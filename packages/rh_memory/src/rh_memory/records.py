@@ -23,6 +23,7 @@ from rh_memory.config import PRESETS, TrainConfig
 CONTROLS = {
     "model.frequencies": "prime_powers",
     "model.frequency_top": None,
+    "model.frequency_seed": 0,
     "model.height": "true",
     "model.values": "prime_rotary",
 }
@@ -31,7 +32,7 @@ SMALL_FILES = ("config.json", "manifest.json", "evaluation.json", "diagnostics.j
 _TRAINING_ROWS = 200
 _SAME_EXPERIMENT = {
     "seed", "wandb", "use_amp", "compile", "log_every", "eval_every", "eval_windows", "checkpoint_every",
-    "data.file", "data.folder", "data.seed", "model.frequency_seed",
+    "data.file", "data.folder", "data.seed",
 }  # fmt: skip
 
 

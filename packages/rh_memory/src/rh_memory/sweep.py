@@ -62,19 +62,36 @@ def sweep(
 
     Raises UserError naming the jobs that failed, once all others have run.
     """
-    suffix = ("" if source == "zeta" else f"-{source}") + ("" if steps is None else f"-{steps}steps")
-    names = {(preset, seed): f"{preset}{suffix}-seed{seed}" for preset in presets for seed in seeds}
-    jobs = [
-        Job(name, train_job, {"preset": preset, "seed": seed, "source": source, "steps": steps})
-        for (preset, seed), name in names.items()
-    ]
-    if diagnose:
-        jobs += [Job(f"{name}-diagnosis", diagnose_job, {"run": name}, (name,)) for name in names.values()]
+    jobs = sweep_jobs(presets, seeds, source=source, steps=steps, diagnose=diagnose)
     done = run_jobs(jobs, out, engine=engine, address=address, workers=workers, gpus_per_job=gpus_per_job)
     if collect_in is not None:
-        collect([out / name for name in names.values()], collect_in)
-    rows = {preset: [done[names[preset, seed]] for seed in seeds] for preset in presets}
+        collect([out / run_name(preset, seed, source, steps) for preset in presets for seed in seeds], collect_in)
+    rows = {preset: [done[run_name(preset, seed, source, steps)] for seed in seeds] for preset in presets}
     return table(rows, seeds)
+
+
+def sweep_jobs(
+    presets: Sequence[str], seeds: Sequence[int], *, source: str, steps: int | None, diagnose: bool
+) -> list[Job]:
+    """The jobs of `sweep`: one for each preset and seed, and with `diagnose` one behind each of them."""
+    jobs = [
+        Job(
+            run_name(preset, seed, source, steps),
+            train_job,
+            {"preset": preset, "seed": seed, "source": source, "steps": steps},
+        )
+        for preset in presets
+        for seed in seeds
+    ]
+    if diagnose:
+        jobs += [Job(f"{job.name}-diagnosis", diagnose_job, {"run": job.name}, (job.name,)) for job in jobs]
+    return jobs
+
+
+def run_name(preset: str, seed: int, source: str = "zeta", steps: int | None = None) -> str:
+    """The name of a run of a sweep, and of its folder."""
+    suffix = ("" if source == "zeta" else f"-{source}") + ("" if steps is None else f"-{steps}steps")
+    return f"{preset}{suffix}-seed{seed}"
 
 
 def table(rows: dict[str, list[dict[str, Any]]], seeds: Sequence[int]) -> str:

@@ -5,7 +5,6 @@ Shapes: B windows of this process, T targets of a window.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from lab_shared.errors import UserError
 from lab_shared.loop import ticks
 from lab_shared.muon import BatchedMuon
 from lab_shared.optim import MuonAdamW, lr_multiplier, split_params
-from lab_shared.run import Run
+from lab_shared.run import Run, default_folder
 from torch import Tensor, nn
 
 from rh_memory.config import OptimConfig, TrainConfig
@@ -36,7 +35,7 @@ def train(config: TrainConfig, out: Path | None = None, *, name: str = "run") ->
     out: run folder, made here; default runs/rh-memory/NAME-seedS-TIME.
     """
     if out is None:
-        out = Path("runs/rh-memory") / f"{name}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+        out = default_folder("runs/rh-memory", name, config.seed)
     with (
         init() as dist,
         Run.create(
@@ -59,10 +58,16 @@ def resume(path: Path) -> str | None:
 
 
 class WindowStream:
-    """Endless random windows, drawn on the device with replacement; its position is its generator's state."""
+    """Endless random windows, drawn on the device with replacement; its position is its generator's state.
 
-    def __init__(self, data: SpacingData, starts: Tensor, width: int, batch: int, seed: int) -> None:
+    batch: windows of all processes together, the same for the same seed however many there are; each gets its share.
+    """
+
+    def __init__(
+        self, data: SpacingData, starts: Tensor, width: int, batch: int, seed: int, *, rank: int = 0, world: int = 1
+    ) -> None:
         self._data, self._starts, self._width, self._batch = data, starts, width, batch
+        self._share = slice(rank, None, world)
         self._generator = torch.Generator(starts.device).manual_seed(seed)
 
     def __iter__(self) -> WindowStream:
@@ -72,7 +77,7 @@ class WindowStream:
         """A batch and the indices of its windows' first spacings (B,)."""
         device = self._starts.device
         chosen = torch.randint(self._starts.numel(), (self._batch,), device=device, generator=self._generator)
-        starts_B = self._starts[chosen]
+        starts_B = self._starts[chosen[self._share]]
         return self._data.window(starts_B, self._width), starts_B
 
     def state_dict(self) -> dict[str, Any]:
@@ -147,7 +152,8 @@ def _train(config: TrainConfig, run: Run, dist: Dist) -> str | None:
     model = build_model(config.model).to(dist.device)
     optimizer = make_optimizer(model, config.optim)
     objective = Objective(config, model, dataset, dist)
-    stream = WindowStream(data, train_starts, width, per_process, seed=config.seed * dist.world + dist.rank)
+    share = {"rank": dist.rank, "world": dist.world}
+    stream = WindowStream(data, train_starts, width, config.batch_size, config.seed, **share)
     patience = Patience()
     marginal = marginal_score(dataset, data.window(look, width).s_BW[:, objective.index_T])
     run.progress.line(

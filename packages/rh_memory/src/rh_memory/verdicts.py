@@ -113,8 +113,8 @@ def _decide(seeds: int, low: float | None, high: float | None, claim: Claim) -> 
 
 def _e4_criteria(groups: Groups) -> list[dict[str, Any]]:
     """E4's own success criteria, and all of them together."""
-    tested = [[r for r in groups.get(name, ()) if r.diagnostics] for name in ("e4", "e4-original")]
-    runs = max(tested, key=len)
+    names = [name for name in groups if name.partition(",")[0] in ("e4", "e4-original")]
+    runs = max(([r for r in groups[name] if r.diagnostics] for name in names), key=len, default=[])
     base = {"said": "success criterion of E4", "low": None, "high": None, "value": None}
     if not runs:
         why = "no records: e4 with diagnostics"

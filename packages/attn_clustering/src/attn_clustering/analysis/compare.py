@@ -114,15 +114,24 @@ def by_seed(
 
 
 def complete(results: Sequence[Result]) -> list[Result]:
-    """The results of those seeds that have every condition any seed has: where time ended early, the others do not
-    count."""
-    conditions: dict[int, set[tuple[Any, ...]]] = {}
+    """Where time ended early: the results of those seeds that have every condition any seed has.
+
+    Each part by itself, that of the endpoint (MHA with its recalibrations), NoPE, and GQA: a part that was run on fewer
+    seeds takes none from the others.
+    """
+    conditions: dict[tuple[Any, ...], set[tuple[Any, ...]]] = {}
     for result in results:
         run = result["run"]
-        what = tuple(run[key] for key in ("attention", "ordering", "phase", "recal"))
-        conditions.setdefault(run["seed"], set()).add(what)
-    every = set().union(*conditions.values())
-    return [result for result in results if conditions[result["run"]["seed"]] == every]
+        what = tuple(run[key] for key in ("ordering", "phase", "recal"))
+        conditions.setdefault((*_part(run), run["seed"]), set()).add(what)
+    every: dict[tuple[Any, ...], set[tuple[Any, ...]]] = {}
+    for (*part, _), found in conditions.items():
+        every.setdefault(tuple(part), set()).update(found)
+    return [r for r in results if conditions[(*_part(r["run"]), r["run"]["seed"])] == every[_part(r["run"])]]
+
+
+def _part(run: Mapping[str, Any]) -> tuple[Any, ...]:
+    return run["attention"], run["phase"] == "nope"
 
 
 def compare(

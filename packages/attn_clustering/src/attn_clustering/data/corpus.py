@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lab_shared.arrays import load_array
 from lab_shared.errors import UserError
 from lab_shared.files import atomic_write, make_folder
 from lab_shared.progress import Counter, Progress
@@ -98,10 +99,15 @@ def prepare(config: CorpusConfig, out: Path, *, device: str = "cpu") -> Path:
 
 
 def load(folder: Path, split: Split = "train", device: torch.device | str = "cpu") -> Sequences:
-    """All sequences of a split, resident on `device`. Raises UserError when the folder was not prepared."""
-    facts = describe(folder)
-    tokens_NT = np.load(folder / f"{split}.tokens.npy", mmap_mode="r", allow_pickle=False)
-    topics_NT = torch.from_numpy(np.load(folder / f"{split}.topics.npy", allow_pickle=False))
+    """All sequences of a split, resident on `device`. Raises UserError when the folder was not prepared or is damaged."""
+    facts, hashes = describe(folder), _manifest(folder)["outputs"]
+    for name in (f"{split}.tokens.npy", f"{split}.topics.npy"):
+        if hash_file(folder / name) != hashes.get(name):
+            raise UserError(f"{folder / name} is missing or damaged: run `attn-clustering prepare` again")
+    tokens_NT = load_array(folder / f"{split}.tokens.npy", mmap_mode="r")
+    topics_NT = torch.from_numpy(load_array(folder / f"{split}.topics.npy"))
+    if tokens_NT.max(initial=0) >= facts["vocab"] or int(topics_NT.max()) >= len(facts["names"]):
+        raise UserError(f"{folder} has tokens or topics beyond those of its manifest: prepare it again")
     counts_NK = torch.stack([(topics_NT == k).sum(dim=1) for k in range(len(facts["names"]))], dim=1)
     n_topics = counts_NK.shape[1]
     dominant_N = (counts_NK * n_topics + torch.arange(n_topics - 1, -1, -1)).argmax(dim=1).to(torch.uint8)
@@ -112,10 +118,24 @@ def load(folder: Path, split: Split = "train", device: torch.device | str = "cpu
 def describe(folder: Path) -> dict[str, Any]:
     """Facts of a prepared folder: "names" of the topics, "vocab", "seq_len", "segments", "min_segment", and per split
     "sequences" and "passes" over each topic's pool. Raises UserError when the folder was not prepared."""
+    facts: dict[str, Any] = _manifest(folder)["facts"]
+    return facts
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / "sequences.manifest.json"
     if not path.is_file():
         raise UserError(f"{folder} is no prepared corpus (it has no {path.name}): run `attn-clustering prepare` first")
-    return json.loads(path.read_text())["facts"]
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        facts, hashes = manifest["facts"], manifest["outputs"]
+        good = all(isinstance(name, str) for name in facts["names"]) and isinstance(hashes, dict)
+        good = good and all(type(facts[name]) is int for name in ("vocab", "seq_len", "min_segment"))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error!r}): run `attn-clustering prepare` again") from error
+    if not good:
+        raise UserError(f"{path} is damaged: run `attn-clustering prepare` again")
+    return manifest
 
 
 # --- stages ---

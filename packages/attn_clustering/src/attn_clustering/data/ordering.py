@@ -14,6 +14,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+from lab_shared.arrays import load_arrays
 from lab_shared.errors import UserError
 from lab_shared.files import atomic_write
 from torch import Tensor
@@ -61,11 +62,11 @@ class Plan:
     def load(path: Path) -> Plan:
         """Read a saved plan. Raises PlanError when the file is damaged or no plan."""
         try:
-            with np.load(path, allow_pickle=False) as data:
-                meta, index_S = json.loads(str(data["meta"])), torch.from_numpy(data["index"])
+            data = load_arrays(path)
+            meta, index_S = json.loads(str(data["meta"])), torch.from_numpy(data["index"])
             expected = meta.pop("hash")
             plan = Plan(index_S=index_S, **meta)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"{path} is no readable plan ({error}): delete it and start the run anew") from error
         if plan.hash != expected:
             raise PlanError(f"{path} is damaged: its index does not have the recorded hash; start the run anew")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lab_shared.errors import UserError
+from lab_shared.errors import UserError, needs
 
 from attn_clustering.data.settings import CorpusConfig
 
@@ -40,17 +41,26 @@ def documents(config: CorpusConfig) -> Iterator[Document]:
     return islice(streams, config.max_documents)
 
 
+def files_of(source: str) -> list[Path]:
+    """The files that a local source stands for. Raises SourceError when there is none."""
+    path = Path(source)
+    if not path.exists():
+        raise SourceError(f"no file or folder {path}")
+    if not path.is_dir():
+        return [path]
+    files = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES))
+    if not files:
+        raise SourceError(f"{path} holds no {', '.join(SUFFIXES)} file")
+    return files
+
+
 def _read(source: str, config: CorpusConfig) -> Iterator[Document]:
     if source.startswith("hf:"):
         return _hub(source, config)
-    path = Path(source)
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES))
-        if not files:
-            raise SourceError(f"{path} holds no {', '.join(SUFFIXES)} file")
-        return (document for file in files for document in _read(str(file), config))
-    if not path.exists():
-        raise SourceError(f"no file or folder {path}")
+    return (document for file in files_of(source) for document in _read_file(file, config))
+
+
+def _read_file(path: Path, config: CorpusConfig) -> Iterator[Document]:
     if path.name.endswith((".jsonl", ".jsonl.gz")):
         return _jsonl(path, config)
     if path.suffix == ".parquet":
@@ -66,7 +76,9 @@ def _jsonl(path: Path, config: CorpusConfig) -> Iterator[Document]:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield _document(json.loads(line), config, f"{path}, line {number}")
-    except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except SourceError:
+        raise
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         raise SourceError(f"{path} cannot be read as {path.suffixes[0]} lines: {error}") from error
 
 
@@ -76,7 +88,7 @@ def _parquet(path: Path, config: CorpusConfig) -> Iterator[Document]:
     columns = [config.text_field] + ([config.topic_field] if config.topic_field else [])
     try:
         frame = polars.read_parquet(path, columns=columns)
-    except polars.exceptions.PolarsError as error:
+    except (polars.exceptions.PolarsError, polars.exceptions.PanicException, OSError) as error:
         raise SourceError(f"{path} cannot be read as parquet with the columns {columns}: {error}") from error
     for row in frame.iter_rows(named=True):
         yield _document(row, config, str(path))
@@ -92,12 +104,8 @@ def _text(path: Path, config: CorpusConfig) -> Iterator[Document]:
 
 def _hub(source: str, config: CorpusConfig) -> Iterator[Document]:
     """Streamed and shuffled through a buffer, because dumps are sorted by article age."""
-    try:
+    with needs(source, "give local files"):
         import datasets
-    except ImportError as error:
-        raise SourceError(
-            f"{source} needs the package `datasets`: install attn-clustering[wikipedia], or give local files"
-        ) from error
     if config.max_documents is None:
         raise SourceError(f"{source} is a stream without end for our purposes: set max_documents")
     name, _, subset = source.removeprefix("hf:").partition(":")
@@ -111,4 +119,9 @@ def _document(row: Any, config: CorpusConfig, where: str) -> Document:
         if field is not None and (not isinstance(row, dict) or not isinstance(row.get(field), str)):
             known = ", ".join(row) if isinstance(row, dict) else type(row).__name__
             raise SourceError(f"{where}: no text in field {field!r}; there is {known}")
-    return Document(row[config.text_field], row[config.topic_field] if config.topic_field else None)
+    text, topic = row[config.text_field], row[config.topic_field] if config.topic_field else None
+    try:
+        f"{text}{topic}".encode()
+    except UnicodeEncodeError as error:  # JSON can spell halves of characters
+        raise SourceError(f"{where}: {error}") from error
+    return Document(text, topic)

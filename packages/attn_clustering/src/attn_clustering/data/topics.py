@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from lab_shared.errors import UserError
+from lab_shared.errors import UserError, needs
 from torch import Tensor
 
 from attn_clustering.data import counter
@@ -122,13 +122,8 @@ def _lsa(config: CorpusConfig, texts: Sequence[str], is_train: np.ndarray) -> np
 
 
 def _sentence_transformers(config: CorpusConfig, texts: Sequence[str], is_train: np.ndarray) -> np.ndarray:
-    try:
+    with needs("embedder=sentence-transformers", "use embedder=lsa, which downloads nothing"):
         from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise UserError(
-            "embedder=sentence-transformers needs the package `sentence-transformers`: install "
-            "attn-clustering[embeddings], or use embedder=lsa, which downloads nothing"
-        ) from error
     model = SentenceTransformer(config.embedding_model)
     return _unit(model.encode(list(texts), batch_size=256, convert_to_numpy=True, show_progress_bar=True))
 

@@ -117,15 +117,15 @@ def windows(corpus: Corpus, split: str, device: torch.device, *, seed: int = 0) 
 class Batches:
     """An endless stream of training windows (B, N + 1), int64 on the device; its position is the step.
 
-    Text: every epoch cuts the stream anew at a random offset and shuffles the windows, the same way for the same seed
-    whatever the number of processes. Generated data: new windows at every step.
+    Text: every epoch cuts the stream anew at a random offset and shuffles the windows. Generated data: new windows at
+    every step. The batch of all processes together is the same for the same seed, however many they are.
     """
 
     def __init__(self, corpus: Corpus, *, seed: int, device: torch.device, rank: int = 0, world: int = 1) -> None:
         """Raises UserError when the batch does not divide over the processes or exceeds the training windows."""
         self._corpus, self._config = corpus, corpus.config
         self._seed, self._device = seed, device
-        self._rank, self._world = rank, world
+        self._rank = rank
         if self._config.batch % world:
             raise UserError(f"batch={self._config.batch} windows do not divide over {world} processes")
         self._share = self._config.batch // world
@@ -147,15 +147,16 @@ class Batches:
     def __next__(self) -> Tensor:
         step, self._step = self._step, self._step + 1
         if self._corpus.generated:
-            return induction.sample(
+            tokens_BN = induction.sample(
                 self._config.keys,
                 self._config.window,
-                self._share,
+                self._config.batch,
                 seed=self._seed,
                 stream=induction.TRAIN,
-                index=(step * self._world + self._rank),
+                index=step,
                 device=self._device,
             )
+            return tokens_BN[self._rank * self._share :][: self._share]
         epoch, at = divmod(step, self._steps_per_epoch)
         if epoch != self._epoch:
             self._start_epoch(epoch)

@@ -9,11 +9,12 @@ import os
 import re
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lab_shared.errors import UserError
+from lab_shared.errors import UserError, needs
 from lab_shared.files import atomic_write, make_folder
 
 SPLITS = ("train", "valid", "test")
@@ -113,27 +114,35 @@ def _split_documents(documents: Sequence[str]) -> dict[str, str]:
 def _read(path: Path) -> list[str]:
     """The documents of a file; a plain text is one."""
     if path.suffix == ".parquet":
-        try:
+        with needs(f"{path} (parquet)", "give a text file"):
             import polars
-        except ImportError as error:
-            raise UserError(f"{path}: parquet needs the package polars; install it or give a text file") from error
-        return ["".join(polars.read_parquet(path, columns=["text"])["text"])]
+        try:
+            return ["".join(polars.read_parquet(path, columns=["text"])["text"])]
+        except (polars.exceptions.PolarsError, polars.exceptions.PanicException, OSError, TypeError) as error:
+            raise UserError(f"{path} is no readable parquet file with a column of text ({error})") from error
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         text = data.decode()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise UserError(f"{path} is no readable UTF-8 text: {error}") from error
     if ".jsonl" not in path.suffixes:
         return [text]
     try:
-        return [json.loads(line)["text"].rstrip("\n") + "\n" for line in text.splitlines()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        documents = [json.loads(line)["text"].rstrip("\n") + "\n" for line in text.split("\n") if line.strip()]
+        "".join(documents).encode()  # JSON can spell halves of characters, which are no text
+        return documents
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f'{path}: every line must be a JSON object with a "text" ({error!r})') from error
 
 
-def _split_file(folder: Path, name: str) -> Path:
+def _candidates(folder: Path, name: str) -> list[Path]:
+    """The files that may hold a split. A download that was killed leaves a hidden file, which is none."""
     kinds = (".txt", ".raw", ".tokens", ".parquet")
-    found = sorted(p for p in folder.iterdir() if name in p.name.lower() and p.suffix in kinds)
+    return sorted(p for p in folder.iterdir() if name in p.name.lower() and p.suffix in kinds and p.name[0] != ".")
+
+
+def _split_file(folder: Path, name: str) -> Path:
+    found = _candidates(folder, name)
     if not found:
         raise UserError(
             f"{folder} has no {name} file (*{name}*.txt, .raw, .tokens or .parquet): a folder needs train, valid and "
@@ -153,7 +162,7 @@ def _find(data: str, folder: str | None) -> Path:
                 return root / name
     else:
         for path in (root / data, root / "wikitext2", root / "wikitext-2-raw", root):
-            if path.is_dir() and all(any(n in p.name.lower() for p in path.iterdir() if p.is_file()) for n in SPLITS):
+            if path.is_dir() and all(_candidates(path, name) for name in SPLITS):
                 return path
     target = root / data
     make_folder(target)

@@ -8,6 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -63,8 +64,30 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:
-        data = json.loads(text)
-        return cls(data["kind"], data["symbols"])
+        """What `to_json` wrote. Raises UserError for anything else."""
+        try:
+            data = json.loads(text)
+            kind, symbols = data["kind"], data["symbols"]
+            if kind == "word":
+                good = all(type(word) is str for word in symbols) and {UNKNOWN, END_OF_LINE} <= set(symbols)
+                good = good and len(set(symbols)) == len(symbols)
+            elif kind == "bpe":  # a pair can only join symbols that are there before it
+                good = all(type(s) is int and 0 <= s < 256 + i for i, (a, b) in enumerate(symbols) for s in (a, b))
+            else:
+                good = kind == "byte" and not symbols
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(f"this is no tokenizer of gauge-attn: {error}") from error
+        if not good:
+            raise UserError(f"this is no tokenizer of gauge-attn: the symbols are none of kind {kind!r:.40}")
+        return cls(kind, symbols)
+
+    @classmethod
+    def read(cls, path: Path) -> Tokenizer:
+        """The tokenizer in a file. Raises UserError."""
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: {error}") from error
 
     def _encode_chunk(self, chunk: str) -> list[int]:
         known = self._cache.get(chunk)

@@ -26,8 +26,9 @@ from gauge_attn.irreps import Irreps
 from gauge_attn.kernel import FeatureCache
 from gauge_attn.kernel import mix as mix_features
 from gauge_attn.models.layers import Output, Temperature, bounded_log_sigma, constant, normal, token_frames
+from gauge_attn.pairwise import pairwise_kl_attention
 from gauge_attn.reference import DenseAttended, dense_kl_attention, taylor4_frames
-from gauge_attn.so3 import frames
+from gauge_attn.so3 import frames_for
 
 Cache = list[dict[int, FeatureCache]]
 """By l, two per layer: of the attention and of the free-energy step."""
@@ -44,8 +45,9 @@ class Attending(NamedTuple):
     mu: Tensor
     sigma: Tensor
     frames: Tensor | None
-    """(B, N, d, d); None is the identity."""
-    phi_BN3: Tensor | None
+    """F (B, N, d, d); None is the identity."""
+    between: Tensor | None
+    """M (B, N, N, d, d) of curved transport F_i M_ij F_j^T; None is the identity."""
     kappa_H: Tensor
 
 
@@ -75,8 +77,10 @@ class Faithful(nn.Module):
             self.position_NK = normal(window, width, std=std, role="mean")
         groups = self.irreps.by_l()
         self.layers = nn.ModuleList(
-            nn.ModuleDict({str(l): Heads(g.d, g.multiplicity, config) for l, g in groups.items()})
-            for _ in range(config.layers)
+            nn.ModuleDict(
+                {str(l): Heads(g.d, g.multiplicity, config, last=i == config.layers - 1) for l, g in groups.items()}
+            )
+            for i in range(config.layers)
         )
         self.readout_VK = normal(vocab, width, std=READOUT_STD, role="readout")
 
@@ -91,18 +95,17 @@ class Faithful(nn.Module):
         align = self.alignment != "none"
         beliefs, phi_BN3 = self.embed(tokens_BN, start)
         prior = dict(beliefs)
-        frame_of = {} if self.phi_V3 is None else token_frames(self.irreps, self.phi_V3, tokens_BN)
+        frame_of, between = self.transport(tokens_BN, phi_BN3)
         if self.config.gauge_fixed:
             beliefs = {l: turned(belief, frame_of.get(l)) for l, belief in beliefs.items()}
         total = tokens_BN.new_zeros((), dtype=torch.float32)
         for i in range(len(self.layers)):
             entry = {}
             for l, heads in self.heads(i).items():
-                frame = frame_of.get(l) if l else None
-                entry[l] = Attending(*beliefs[l], frame, phi_BN3, heads.temperature())
+                entry[l] = Attending(*beliefs[l], frame_of.get(l), between.get(l), heads.temperature())
                 own = (None, None) if cache is None else (cache[2 * i][l], cache[2 * i + 1][l])
-                attended = heads(beliefs[l], frame, phi_BN3, l, align, own[0])
-                beliefs[l] = heads.update(beliefs[l], prior[l], attended, frame, own[1])
+                attended = heads(entry[l], align, own[0])
+                beliefs[l] = heads.update(beliefs[l], prior[l], attended, frame_of.get(l), own[1])
                 if attended.kl is not None:
                     total = total + attended.kl.sum()
             if record is not None:
@@ -125,6 +128,26 @@ class Faithful(nn.Module):
         phi_BN3 = None if self.phi_V3 is None else F.embedding(tokens_BN, self.phi_V3)
         return {l: (means[l], sigmas[l]) for l in means}, phi_BN3
 
+    def transport(self, tokens_BN: Tensor, phi_BN3: Tensor | None) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """F {l: (B, N, d, d)} and M {l: (B, N, N, d, d)} of Omega_ij = F_i M_ij F_j^T; what is missing is the identity.
+
+        Curved transport has M_ij = exp(c (phi_i x phi_j).X): the cross product is odd, so that Omega_ji is the inverse
+        of Omega_ij, and it is what the commutator of the two rotations begins with.
+        """
+        if self.phi_V3 is None or phi_BN3 is None:
+            return {}, {}
+        ls = [l for l in self.irreps.ls if l]
+        if self.config.exponential == "taylor4":
+            frame_of = {l: taylor4_frames(phi_BN3, l) for l in ls}
+        else:
+            every = token_frames(self.irreps, self.phi_V3, tokens_BN)
+            frame_of = {l: every[l] for l in ls}
+        if not self.config.curvature:
+            return frame_of, {}
+        i_BNN3, j_BNN3 = torch.broadcast_tensors(phi_BN3[:, :, None], phi_BN3[:, None])
+        curved = frames_for(self.irreps, self.config.curvature * torch.linalg.cross(i_BNN3, j_BNN3))
+        return frame_of, {l: curved[l] for l in ls}
+
     def heads(self, layer: int) -> dict[int, Heads]:
         """A layer's heads by l."""
         modules = cast(nn.ModuleDict, self.layers[layer])
@@ -135,33 +158,26 @@ class Faithful(nn.Module):
 
 
 class Heads(nn.Module):
-    """All heads of one l in one layer."""
+    """All heads of one l in one layer. last: no layer follows, so that nobody reads the mixture's covariance."""
 
-    def __init__(self, d: int, n_heads: int, config: ModelConfig) -> None:
+    def __init__(self, d: int, n_heads: int, config: ModelConfig, *, last: bool) -> None:
         super().__init__()
         self.config, self.self_mask = config, config.self_mask
+        self.mean_only = last or not config.evolve_sigma
         self.temperature = Temperature([d] * n_heads, config.kappa, config.kappa_mode)
         self.rate = constant(1, value=VFE_RATE, role="vector") if config.vfe_step else None
 
-    def forward(
-        self,
-        beliefs: Beliefs,
-        frame_BNdd: Tensor | None,
-        phi_BN3: Tensor | None,
-        l: int,
-        align: bool,
-        cache: FeatureCache | None,
-    ) -> Attended:
-        mu, sigma = beliefs
-        config, kappa_H = self.config, self.temperature()
-        if config.route == "exact":
+    def forward(self, x: Attending, align: bool, cache: FeatureCache | None) -> Attended:
+        config = self.config
+        flat = x.frames is None and cache is None  # nothing is transported, so nothing is approximated
+        if config.route == "exact" or flat:
             return kl_attention(
-                mu, sigma, frame_BNdd, kappa_H, self_mask=config.self_mask, cache=cache,
-                mean_only=not config.evolve_sigma, return_kl=align,
+                x.mu, x.sigma, x.frames, x.kappa_H, self_mask=config.self_mask, cache=cache,
+                mean_only=self.mean_only, return_kl=align,
             )  # fmt: skip
         if cache is not None:
             raise UserError("the dense route has no cached decoding: generate with a model of the exact route")
-        dense = dense_heads(config, Attending(mu, sigma, frame_BNdd, phi_BN3, kappa_H), l)
+        dense = dense_heads(config, x, mean_only=self.mean_only)
         return Attended(dense.mean, dense.covariance, dense.lse, dense.kl)
 
     def update(
@@ -187,7 +203,7 @@ class Heads(nn.Module):
                 self_mask=self.config.self_mask,
                 cache=cache,
             )
-        if self.config.evolve_sigma and attended.covariance is not None:
+        if attended.covariance is not None:
             sigma = attended.covariance
         return mu, sigma
 
@@ -202,25 +218,26 @@ def turned(belief: Beliefs, frame_BNdd: Tensor | None) -> Beliefs:
     return (omega @ mu[..., None])[..., 0], omega @ cov @ omega.mT
 
 
-def dense_heads(config: ModelConfig, x: Attending, l: int) -> DenseAttended:
-    """Attention of one l pair by pair, with the configured covariance, exponential and curvature.
-
-    Curved transport is Omega_ij = F_i exp(c (phi_i x phi_j).X) F_j^T: the cross product is odd, so that Omega_ji is
-    the inverse of Omega_ij, and it is what the commutator of the two rotations begins with.
-    """
-    d, transport = 2 * l + 1, None
+def dense_heads(config: ModelConfig, x: Attending, *, mean_only: bool = True) -> DenseAttended:
+    """Attention of the heads of one l pair by pair, with the configured covariance."""
+    d = x.mu.size(-1)
     frame = x.frames
     if frame is None:
         frame = torch.eye(d, dtype=x.mu.dtype, device=x.mu.device).expand(x.mu.size(0), x.mu.size(2), d, d)
-    if l and x.phi_BN3 is not None:
-        if config.exponential == "taylor4":
-            frame = taylor4_frames(x.phi_BN3, l)
-        if config.curvature:
-            i_BNN3, j_BNN3 = torch.broadcast_tensors(x.phi_BN3[:, :, None], x.phi_BN3[:, None])
-            between = frames(config.curvature * torch.linalg.cross(i_BNN3, j_BNN3), l)
-            transport = frame[:, :, None] @ between @ frame[:, None].mT
+    if mean_only and x.sigma.dim() == 4:
+        return pairwise_kl_attention(
+            x.mu, x.sigma, frame, x.kappa_H, between=x.between, self_mask=config.self_mask, covariance=config.covariance
+        )
+    transport = None if x.between is None else frame[:, :, None] @ x.between @ frame[:, None].mT
     return dense_kl_attention(
-        x.mu, x.sigma, frame, x.kappa_H, self_mask=config.self_mask, covariance=config.covariance, transport=transport
+        x.mu,
+        x.sigma,
+        frame,
+        x.kappa_H,
+        self_mask=config.self_mask,
+        covariance=config.covariance,
+        transport=transport,
+        mean_only=mean_only,
     )
 
 
@@ -265,5 +282,7 @@ def _check(config: ModelConfig) -> None:
         )
     if config.gauge_fixed and (config.vfe_step or config.covariance == "diag_approx"):
         raise UserError("gauge_fixed beliefs have whole covariances: leave out vfe_step and diag_approx")
+    if config.route == "dense" and config.vfe_step:
+        raise UserError("the free-energy step is made of exact features: use --model.route exact")
     if config.route == "dense" and config.evolve_sigma and config.layers > 1 and config.covariance == "diag_approx":
         raise UserError("diag_approx keeps no whole covariance for a second layer: use --model.no-evolve-sigma")

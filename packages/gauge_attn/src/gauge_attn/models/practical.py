@@ -34,7 +34,8 @@ from gauge_attn.so3 import rope_frames
 from gauge_attn.tables import matmul
 
 EMBEDDING_STD = 1.0
-Cache = list[dict[int, FeatureCache]]
+Cache = list[FeatureCache]
+"""Per layer the keys and values so far, of all heads."""
 
 
 class Practical(nn.Module):
@@ -72,7 +73,7 @@ class Practical(nn.Module):
 
         record: a list that gets, per layer, the heads' features {l: Prepared}. Raises ValueError beyond the window.
         """
-        start = next(iter(cache[0].values())).length if cache else 0
+        start = cache[0].length if cache else 0
         if start + tokens_BN.size(1) > self.window:
             raise ValueError(f"{start + tokens_BN.size(1)} tokens do not fit the model's window of {self.window}")
         # Other calls than training steps have shapes of their own, each of which would be compiled anew.
@@ -113,7 +114,7 @@ class Practical(nn.Module):
         return cast(_Block, self.blocks[layer]).heads_by_l()
 
     def new_cache(self) -> Cache:
-        return [{l: FeatureCache(self.window) for l in self.irreps.ls} for _ in self.blocks]
+        return [FeatureCache(self.window) for _ in self.blocks]
 
 
 class _Block(nn.Module):
@@ -135,26 +136,18 @@ class _Block(nn.Module):
         self,
         x: Stream,
         frames: dict[int, Tensor],
-        caches: dict[int, FeatureCache] | None,
+        cache: FeatureCache | None,
         start: int,
         align: bool,
         record: dict[int, Prepared] | None,
     ) -> tuple[Stream, Tensor]:
         """The stream after the block, and the sum over heads and queries of sum_j beta_ij KL_ij (0 unless `align`)."""
         h = self.attention_norm(x)
-        scalars, update = [], {}
-        total = x[0].new_zeros((), dtype=torch.float32)
-        for l, heads in self.heads_by_l().items():
-            scalars_BNS, vector_BNdH, kl_sum = heads(
-                h, frames.get(l), None if caches is None else caches[l], start, align, record
-            )
-            scalars.append(scalars_BNS)
-            total = total + kl_sum
-            if l:
-                update[l] = mix(vector_BNdH, self.mixers[str(l)])
-        update[0] = F.linear(torch.cat(scalars, -1), self.mix_scalars)
+        scalars_BNS, vectors, kl_sum = attend_heads(self.heads_by_l(), h, frames, cache, start, align, record)
+        update = {l: mix(vector_BNdH, self.mixers[str(l)]) for l, vector_BNdH in vectors.items()}
+        update[0] = F.linear(scalars_BNS, self.mix_scalars)
         x = add(x, update)
-        return add(x, self.mlp(self.mlp_norm(x))), total
+        return add(x, self.mlp(self.mlp_norm(x))), kl_sum
 
     def heads_by_l(self) -> dict[int, Heads]:
         return {int(name): cast(Heads, heads) for name, heads in self.heads.items()}
@@ -180,8 +173,63 @@ class _Regions(NamedTuple):
     read: Callable[..., Tensor] = _read
 
 
+def attend_heads(
+    groups: dict[int, Heads],
+    h: Stream,
+    frames: dict[int, Tensor],
+    cache: FeatureCache | None,
+    start: int,
+    align: bool,
+    record: dict[int, Prepared] | None,
+) -> tuple[Tensor, dict[int, Tensor], Tensor]:
+    """Heads of any l in one attention call, their features padded to those of the largest l.
+
+    Carried scalars (B, N, H S') of all heads, vectors {l: (B, N, d, H)} in the queries' frames, and the sum over heads
+    and queries of sum_j beta_ij KL_ij (0 unless `align`).
+    """
+    weights = [torch.cat(heads.reads()) for heads in groups.values()]
+    read = wide(F.linear(h[0], torch.cat(weights))).split([len(weight) for weight in weights], -1)
+    projected = {l: heads.project(h, own, frames.get(l)) for (l, heads), own in zip(groups.items(), read, strict=True)}
+    with torch.autocast(h[0].device.type, enabled=False):
+        prepared, values, slots = {}, {}, {}
+        for l, heads in groups.items():
+            log_sigma, scalars_BHNS, means_BHNd = projected[l]
+            n_heads = heads.n_heads
+            f = prepared[l] = heads.features(log_sigma, means_BHNd[:, : 2 * n_heads], frames.get(l), start)
+            parts = [scalars_BHNS, *((means_BHNd[:, 2 * n_heads :],) if l else ()), *((f.key,) if align else ())]
+            values[l] = torch.cat(parts, -1)
+            slots[l] = heads.value_scalars + (heads.d if l else 0)
+        if record is not None:
+            record.update(prepared)
+        query = _side_by_side([f.query for f in prepared.values()])
+        key = _side_by_side([f.biased_key for f in prepared.values()])
+        value = _side_by_side(list(values.values()))
+        kappa_H1 = torch.cat([f.kappa_H1 for f in prepared.values()])
+        first = next(iter(groups.values()))
+        out, _ = mix_features(query, key, value, kappa_H1, True, first.self_mask, "fp32", cache, False)
+        kl_sum = out.new_zeros(())
+        every = dict(zip(groups, out.split([heads.n_heads for heads in groups.values()], 1), strict=True))
+        if align:
+            for l, f in prepared.items():
+                kl_sum = kl_sum + f.divergence(every[l][..., slots[l] : slots[l] + f.key.size(-1)]).sum()
+        scalars, vectors = [], {}
+        for l, heads in groups.items():
+            given = every[l][..., : slots[l]] * heads.temperature.gain_H[:, None, None]
+            scalars.append(given[..., : heads.value_scalars])
+            if l:
+                vector_BNdH = given[..., heads.value_scalars :].permute(0, 2, 3, 1)
+                vectors[l] = vector_BNdH if frames.get(l) is None else matmul(frames[l], vector_BNdH)
+    return torch.cat(scalars, 1).transpose(1, 2).flatten(2), vectors, kl_sum
+
+
+def _side_by_side(parts: list[Tensor]) -> Tensor:
+    """(B, H, N, F) of several l as one, with zeros up to the widest."""
+    width = max(x.size(-1) for x in parts)
+    return torch.cat([F.pad(x, (0, width - x.size(-1))) for x in parts], 1)
+
+
 class Heads(nn.Module):
-    """All heads of one l in one layer, in one attention call."""
+    """What the heads of one l in one layer read from the stream, and their features."""
 
     def __init__(self, l: int, n_heads: int, channels: dict[int, int], config: ModelConfig, window: int) -> None:
         super().__init__()
@@ -212,52 +260,24 @@ class Heads(nn.Module):
             self.log_slope_H = declare(nn.Parameter((1 - 6 * order_H) * math.log(2)), "log_kappa")
             self.register_buffer("position_N", position_N.float(), persistent=False)
 
-    def forward(
-        self,
-        h: Stream,
-        frame_BNdd: Tensor | None,
-        cache: FeatureCache | None,
-        start: int,
-        align: bool,
-        record: dict[int, Prepared] | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Scalars (B, N, H S'), vectors (B, N, d, H) in the queries' frames, and sum_i sum_j beta_ij KL_ij."""
-        log_sigma, value, means_BHNd = self._project(h, frame_BNdd)
-        n_heads = self.n_heads
-        with torch.autocast(h[0].device.type, enabled=False):
-            f = self._features(log_sigma, means_BHNd[:, : 2 * n_heads], frame_BNdd, start)
-            if record is not None:
-                record[self.l] = f
-            if self.l:
-                value = torch.cat([value, means_BHNd[:, 2 * n_heads :]], -1)
-            width = value.size(-1)
-            if align:
-                value = torch.cat([value, f.key], -1)
-            out, _ = mix_features(f.query, f.biased_key, value, f.kappa_H1, True, self.self_mask, "fp32", cache, False)
-            kl_sum = f.divergence(out[..., width:]).sum() if align else out.new_zeros(())
-            out = out[..., :width] * self.temperature.gain_H[:, None, None]
-            scalars, vector_BHNd = out.split([self.value_scalars, width - self.value_scalars], -1)
-            vector_BNdH = vector_BHNd.permute(0, 2, 3, 1)
-            if self.l and frame_BNdd is not None:
-                vector_BNdH = matmul(frame_BNdd, vector_BNdH)
-        return scalars.transpose(1, 2).flatten(2), vector_BNdH, kl_sum
+    def reads(self) -> list[Tensor]:
+        """The matrices from scalars of the stream to log variances, carried scalars and, for l = 0, means."""
+        return [self.log_sigma, self.value_scalar, *(() if self.l else (self.query_HC, self.key_HC))]
 
-    def _project(self, h: Stream, frame_BNdd: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """What the heads read from the stream, in two products: log variances (B, N, 2 H), carried scalars
-        (B, H, N, S'), and means in each token's own frame (B, 3 H or for scalars 2 H, N, d): query, key, value."""
-        n_heads = self.n_heads
-        weights = [self.log_sigma, self.value_scalar, *(() if self.l else (self.query_HC, self.key_HC))]
-        read = wide(F.linear(h[0], torch.cat(weights))).split([len(weight) for weight in weights], -1)
-        log_sigma, value = bounded_log_sigma(read[0]), read[1].unflatten(-1, (n_heads, -1)).transpose(1, 2)
+    def project(self, h: Stream, read_BNR: Tensor, frame_BNdd: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Log variances (B, N, 2 H), carried scalars (B, H, N, S'), and means in each token's own frame (B, 3 H or
+        for scalars 2 H, N, d): query, key, value. read_BNR: what `reads` gives, side by side."""
+        parts = read_BNR.split([len(weight) for weight in self.reads()], -1)
+        log_sigma, value = bounded_log_sigma(parts[0]), parts[1].unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
         if not self.l:
-            return log_sigma, value, torch.cat(read[2:], -1).transpose(1, 2)[..., None]
+            return log_sigma, value, torch.cat(parts[2:], -1).transpose(1, 2)[..., None]
         means_BNdH = wide(mix(h[self.l], torch.cat([self.query_HC, self.key_HC, self.value_HC])))
         if frame_BNdd is not None:
             with torch.autocast(frame_BNdd.device.type, enabled=False):
                 means_BNdH = matmul(frame_BNdd.mT, means_BNdH)
         return log_sigma, value, means_BNdH.permute(0, 3, 1, 2)
 
-    def _features(self, log_sigma: Tensor, means_BHNd: Tensor, frame_BNdd: Tensor | None, start: int) -> Prepared:
+    def features(self, log_sigma: Tensor, means_BHNd: Tensor, frame_BNdd: Tensor | None, start: int) -> Prepared:
         """Query and key features, in float32, of the beliefs whose means are side by side, queries' before keys'."""
         stop = start + means_BHNd.size(2)
         log_s, log_t = log_sigma.transpose(1, 2)[..., None].chunk(2, 1)

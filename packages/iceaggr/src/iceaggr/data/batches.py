@@ -18,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from lab_shared.errors import UserError
+from torch import Tensor
 
 from iceaggr.config import ModelConfig
 from iceaggr.data.cache import EventCache
@@ -37,7 +38,7 @@ class BatchError(UserError):
 
 
 @dataclass(frozen=True)
-class _Gathered:
+class Gathered:
     """A batch as it comes out of the store."""
 
     index_E: np.ndarray  # positions in the store
@@ -84,16 +85,16 @@ class TokenBatches:
         static: bool = False,
         prefetch: int | None = None,
     ) -> None:
-        self.device = _with_index(device or tables.device)
-        self.cache, self.events = _near(cache, self.device), np.asarray(events, dtype=np.int64)
+        self.device = with_index(device or tables.device)
+        self.cache, self.events = near(cache, self.device), np.asarray(events, dtype=np.int64)
         self.config, self.tables, self.token_budget, self.seed = config, tables, token_budget, seed
         self.rank, self.world, self.rotate, self.static = rank, world, rotate, static
         if not self.events.size:
             raise BatchError("no events to train on")
-        tokens_E = _checked_tokens(cache, self.events, config, token_budget)
+        tokens_E = checked_tokens(cache, self.events, config, token_budget)
         self.event_capacity = event_capacity or default_capacity(tokens_E, token_budget)
         self._order = EventOrder(self.events.size, seed=seed)
-        self._depth = _default_depth(self.device) if prefetch is None else prefetch
+        self._depth = default_depth(self.device) if prefetch is None else prefetch
         self._position = Position()
         self._source: Generator[tuple[TokenBatch, Position], None, None] | None = None
 
@@ -162,21 +163,24 @@ class TokenBatches:
 
     def _cut(self, position: Position) -> Iterator[np.ndarray]:
         """The global batches from a position on, endlessly, as positions in `events`."""
-        pool, tokens = np.empty(0, np.int64), np.empty(0, np.int64)
+        pool = np.empty(0, np.int64)
         epoch, skip = position.epoch, position.cursor
         while True:
             for window in self._order.windows(epoch, skip):
-                n_doms_E = self.cache.n_doms[self.events[window]]
                 pool = np.concatenate([pool, window])
-                tokens = np.concatenate([tokens, tokens_per_event(n_doms_E, self.config.dom_cap)])
-                cuts = cut(tokens, self.token_budget, self.event_capacity)
+                cuts = self._cuts(self.events[pool])
                 for first, last in pairwise(cuts[:-1]):
                     yield pool[first:last]
                 # The last batch of the pool may go on in the next window.
-                pool, tokens = pool[cuts[-2] :], tokens[cuts[-2] :]
+                pool = pool[cuts[-2] :]
             epoch, skip = epoch + 1, 0
 
-    def _gather(self, position: Position) -> Generator[_Gathered, None, None]:
+    def _cuts(self, index_E: np.ndarray) -> list[int]:
+        """Where to cut this row of events (positions in the store) into batches."""
+        tokens_E = tokens_per_event(self.cache.n_doms[index_E], self.config.dom_cap)
+        return cut(tokens_E, self.token_budget, self.event_capacity)
+
+    def _gather(self, position: Position) -> Generator[Gathered, None, None]:
         pin = self.device.type == "cuda" and self.cache.device.type == "cpu"
         batches = self._cut(position)
         while True:
@@ -184,18 +188,20 @@ class TokenBatches:
             index_E = self.events[group[self.rank]]
             number = position.batch + self.rank
             position = position.advanced(sum(map(len, group)), len(group), self.events.size)
-            yield _Gathered(index_E, self.cache.gather_packed(index_E, pin=pin), number, position)
+            yield Gathered(index_E, self.cache.gather_packed(index_E, pin=pin), number, position)
 
     def _build(self, position: Position) -> Generator[tuple[TokenBatch, Position], None, None]:
         """Each batch, and where the stream stands once all ranks have theirs of this step."""
-        capacity = (self.token_budget, self.event_capacity) if self.static else (None, None)
         for gathered in self._gather(position):
             rotation_E = None
             if self.rotate:
                 turns_E = rng(self.seed, 2, gathered.number).random(len(gathered.index_E))
                 rotation_E = (turns_E * (2 * np.pi)).astype(np.float32)
-            batch = _tokens(gathered, self.cache, self.config, self.tables, self.device, capacity, rotation_E)
-            yield batch, gathered.after
+            yield self._batch(gathered, rotation_E), gathered.after
+
+    def _batch(self, gathered: Gathered, rotation_E: np.ndarray | None) -> TokenBatch:
+        capacity = (self.token_budget, self.event_capacity) if self.static else (None, None)
+        return _tokens(gathered, self.cache, self.config, self.tables, self.device, capacity, rotation_E)
 
 
 def one_pass(
@@ -212,18 +218,20 @@ def one_pass(
     sort: bool | None = None,
     static: bool = False,
     prefetch: int | None = None,
+    angle: float = 0.0,
 ) -> Generator[TokenBatch, None, None]:
     """Every event exactly once, over all ranks together; `index_E` of a batch says which they are.
 
     Args:
         sort: longest events first, so that events of a batch are of similar length; default unless static.
+        angle: turn every event about the vertical axis by this much, rad.
 
     Raises:
         BatchError: an event has more tokens than the budget.
     """
-    device = _with_index(device or tables.device)
-    cache, events = _near(cache, device), np.asarray(events, dtype=np.int64)
-    tokens_E = _checked_tokens(cache, events, config, token_budget)
+    device = with_index(device or tables.device)
+    cache, events = near(cache, device), np.asarray(events, dtype=np.int64)
+    tokens_E = checked_tokens(cache, events, config, token_budget)
     if sort or (sort is None and not static):
         order = np.argsort(-tokens_E, kind="stable")
         events, tokens_E = events[order], tokens_E[order]
@@ -235,17 +243,18 @@ def one_pass(
 
     def build() -> Generator[TokenBatch, None, None]:
         for number, (a, b) in enumerate(spans):
-            gathered = _Gathered(events[a:b], cache.gather_packed(events[a:b], pin=pin), number, Position())
-            yield _tokens(gathered, cache, config, tables, device, capacity, None)
+            gathered = Gathered(events[a:b], cache.gather_packed(events[a:b], pin=pin), number, Position())
+            rotation_E = np.full(b - a, angle, dtype=np.float32) if angle else None
+            yield _tokens(gathered, cache, config, tables, device, capacity, rotation_E)
 
-    source = prefetched(build(), depth=_default_depth(device) if prefetch is None else prefetch, device=device)
+    source = prefetched(build(), depth=default_depth(device) if prefetch is None else prefetch, device=device)
     try:
         yield from map(handed_over, source)
     finally:
         source.close()
 
 
-def _checked_tokens(cache: EventCache, events: np.ndarray, config: ModelConfig, token_budget: int) -> np.ndarray:
+def checked_tokens(cache: EventCache, events: np.ndarray, config: ModelConfig, token_budget: int) -> np.ndarray:
     tokens_E = tokens_per_event(cache.n_doms[events], config.dom_cap)
     if tokens_E.size and (most := int(tokens_E.max())) > token_budget:
         event_id = cache.event_id[events[tokens_E.argmax()]]
@@ -256,17 +265,17 @@ def _checked_tokens(cache: EventCache, events: np.ndarray, config: ModelConfig, 
     return tokens_E
 
 
-def _default_depth(device: torch.device) -> int:
+def default_depth(device: torch.device) -> int:
     """Batches to make ahead. On a CPU a thread would only take cores from the model."""
     return 2 if device.type == "cuda" else 0
 
 
-def _with_index(device: torch.device | str) -> torch.device:
+def with_index(device: torch.device | str) -> torch.device:
     """cuda becomes cuda:0 (or whichever is current), which other threads do not know."""
     return torch.empty(0, device=device).device
 
 
-def _near(cache: EventCache, device: torch.device) -> EventCache:
+def near(cache: EventCache, device: torch.device) -> EventCache:
     """The store itself, or its copy on the GPU where that takes a small part of the free memory."""
     if device.type != "cuda" or cache.device == device:
         return cache
@@ -275,7 +284,7 @@ def _near(cache: EventCache, device: torch.device) -> EventCache:
 
 
 def _tokens(
-    gathered: _Gathered,
+    gathered: Gathered,
     cache: EventCache,
     config: ModelConfig,
     tables: Tables,
@@ -283,10 +292,6 @@ def _tokens(
     capacity: tuple[int | None, int | None],
     rotation_E: np.ndarray | None,
 ) -> TokenBatch:
-    rotation = None
-    if rotation_E is not None:
-        rotation = torch.from_numpy(rotation_E)
-        rotation = (rotation.pin_memory() if device.type == "cuda" else rotation).to(device, non_blocking=True)
     return build_tokens(
         gathered.packed.to(device).unpack(),
         config,
@@ -294,6 +299,13 @@ def _tokens(
         n_doms_E=cache.n_doms[gathered.index_E],
         token_capacity=capacity[0],
         event_capacity=capacity[1],
-        rotation_E=rotation,
+        rotation_E=on_device(rotation_E, device),
         index_E=gathered.index_E,
     )
+
+
+def on_device(x: np.ndarray | None, device: torch.device) -> Tensor | None:
+    if x is None:
+        return None
+    tensor = torch.from_numpy(x)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

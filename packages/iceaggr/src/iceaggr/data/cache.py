@@ -20,6 +20,7 @@ from iceaggr.data.pulses import Pulses
 from iceaggr.data.schema import EventIdError, find_repeat, ranges
 from iceaggr.data.storefiles import (
     ARRAYS,
+    TRUTH_ARRAYS,
     CacheError,
     Extent,
     Manifest,
@@ -39,14 +40,15 @@ class EventCache:
     """An opened store; `open_cache` and `EventCache.in_memory` make it.
 
     Per-event arrays, in the order of the source: event_id int64, n_doms (hit DOMs) uint16, azimuth and zenith
-    float64 (None for unlabelled sources), truth ({"type", "energy"} of simulated events, else None).
+    float64 (None for unlabelled sources), truth (those of `storefiles.TRUTH_ARRAYS` that simulated events have, else
+    None).
     """
 
     def __init__(self, arrays: dict[str, np.ndarray], path: Path | None = None) -> None:
         self.arrays, self.path = arrays, path
         self.event_id, self.n_doms = arrays["event_id"], arrays["n_doms"]
         self.azimuth, self.zenith = arrays.get("azimuth"), arrays.get("zenith")
-        self.truth = {name: arrays[name] for name in ("type", "energy")} if "type" in arrays else None
+        self.truth = {name: arrays[name] for name in TRUTH_ARRAYS if name in arrays} or None
         # One type for the whole store, so that types do not depend on the batch.
         times = arrays["escape_time"]
         self.wide_times = bool(times.size) and not -(2**31) <= int(times.min()) <= int(times.max()) < 2**31

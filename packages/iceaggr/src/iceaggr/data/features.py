@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from iceaggr.config import ModelConfig
+from iceaggr.data.features_v3 import extra_width, fourier_features, ice_features
 from iceaggr.data.grouping import Doms, group_doms
 from iceaggr.data.pulses import Pulses, TokenBatch
 from iceaggr.directions import angles_to_vector
@@ -52,6 +53,11 @@ SUMMARY_FEATURES = (
 times, the charge centre the mean position weighted by the square root of HLC charge; both fall back to all
 pulses in an event without HLC pulses."""
 
+AGGREGATES = tuple(
+    i for i, name in enumerate(SUMMARY_FEATURES) if name not in ("x", "y", "z", "efficiency", "scattering")
+)
+"""Columns of `dom_summary` that are no facts of the DOM itself: what model.aggregates puts beside seed features."""
+
 
 @dataclass(frozen=True)
 class Tables:
@@ -60,10 +66,11 @@ class Tables:
     xyz_S3: Tensor  # m
     scattering_S: Tensor  # effective scattering length, m
     efficiency_S: Tensor  # relative to a standard DOM
+    absorption_S: Tensor  # absorption length, m
 
     @classmethod
     def of(cls, geometry: Geometry, device: torch.device | str) -> Tables:
-        arrays = (geometry.xyz, geometry.scattering, geometry.rde)
+        arrays = (geometry.xyz, geometry.scattering, geometry.rde, geometry.absorption)
         return cls(*(torch.tensor(np.asarray(a), dtype=torch.float32, device=device) for a in arrays))
 
     @property
@@ -73,7 +80,8 @@ class Tables:
 
 def feature_width(config: ModelConfig) -> int:
     """Features per token."""
-    return 4 + 3 * config.slots if config.features == "seed" else len(SUMMARY_FEATURES)
+    base = 4 + 3 * config.slots if config.features == "seed" else len(SUMMARY_FEATURES)
+    return base + extra_width(config, len(AGGREGATES))
 
 
 def rotate_z(xyz_N3: Tensor, angle_N: Tensor) -> Tensor:
@@ -176,6 +184,32 @@ def dom_summary(pulses: Pulses, doms: Doms, xyz_D3: Tensor, *, scattering_D: Ten
     return torch.stack([columns[name].to(torch.float32) for name in SUMMARY_FEATURES], 1)
 
 
+def dom_features(pulses: Pulses, doms: Doms, xyz_D3: Tensor, config: ModelConfig, tables: Tables) -> Tensor:
+    """(D, feature_width(config)) float32: the configured vectors of the hit DOMs, those of v3's options last.
+
+    xyz_D3: positions (m) of the hit DOMs, rotated or not.
+    """
+    scattering_D, absorption_D, efficiency_D = (
+        table_S.index_select(0, doms.sensor_D)
+        for table_S in (tables.scattering_S, tables.absorption_S, tables.efficiency_S)
+    )
+    parts = []
+    if config.features == "seed":
+        parts.append(seed_vectors(pulses, doms, xyz_D3, slots=config.slots, empty=config.empty))
+    if config.features == "summary" or config.aggregates:
+        summary_DF = dom_summary(pulses, doms, xyz_D3, scattering_D=scattering_D, efficiency_D=efficiency_D)
+        if config.aggregates:  # not by a list of columns, which would wait for the device
+            summary_DF = torch.stack([summary_DF[:, i] for i in AGGREGATES], 1)
+        parts.append(summary_DF)
+    if config.ice:
+        parts.append(ice_features(scattering_D, absorption_D, efficiency_D))
+    if config.fourier:
+        first_D = doms.order_P.index_select(0, doms.start_D)
+        time_D, charge_D = (x.index_select(0, first_D) for x in (pulses.time_P, pulses.charge_P))
+        parts.append(fourier_features(xyz_D3, time_D, charge_D, config.fourier))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
 def select_doms(pulses: Pulses, doms: Doms, how: Literal["earliest", "hlc"]) -> Tensor:
     """(D,) int64 rank of each DOM in its event: a cap of n DOMs keeps the ranks below n.
 
@@ -237,16 +271,7 @@ def build_tokens(
     xyz_D3 = tables.xyz_S3.index_select(0, doms.sensor_D)
     if rotation_E is not None:
         xyz_D3 = rotate_z(xyz_D3, rotation_E.index_select(0, doms.event_D))
-    if config.features == "seed":
-        features_DF = seed_vectors(pulses, doms, xyz_D3, slots=config.slots, empty=config.empty)
-    else:
-        features_DF = dom_summary(
-            pulses,
-            doms,
-            xyz_D3,
-            scattering_D=tables.scattering_S.index_select(0, doms.sensor_D),
-            efficiency_D=tables.efficiency_S.index_select(0, doms.sensor_D),
-        )
+    features_DF = dom_features(pulses, doms, xyz_D3, config, tables)
     doms_E = doms.offsets_E1.diff()
     if cap is None:
         rank_D = torch.arange(doms.n_doms, device=device) - doms.offsets_E1.index_select(0, doms.event_D)
@@ -262,24 +287,29 @@ def build_tokens(
     features_TF.index_copy_(0, row_D, features_DF)
     cls_E = offsets_E1.new_full((capacity_E,), capacity_T - 1)
     cls_E[:n_events] = offsets_E1[:n_events]
-    target_E3 = None
-    if pulses.azimuth_E is not None and pulses.zenith_E is not None:
-        came_from_E3 = angles_to_vector(pulses.azimuth_E, pulses.zenith_E)
-        if rotation_E is not None:
-            came_from_E3 = rotate_z(came_from_E3, rotation_E)
-        target_E3 = features_DF.new_zeros(capacity_E, 3)
-        target_E3[:, 2] = 1  # unused events get a unit vector too, so that no loss meets a zero
-        target_E3[:n_events] = came_from_E3.to(torch.float32)
     return TokenBatch(
         features_TF=features_TF[:capacity_T],
         offsets_E1=offsets_E1.to(torch.int32),
         cls_E=cls_E,
         valid_E=torch.arange(capacity_E, device=device) < n_events,
-        target_E3=target_E3,
+        target_E3=targets(pulses, rotation_E, capacity_E),
         n_events=n_events,
         n_tokens=n_tokens,
         index_E=np.arange(n_events) if index_E is None else index_E,
     )
+
+
+def targets(pulses: Pulses, rotation_E: Tensor | None, capacity_E: int) -> Tensor | None:
+    """(capacity_E, 3) float32 unit vectors to where the (rotated) neutrinos came from; None without labels."""
+    if pulses.azimuth_E is None or pulses.zenith_E is None:
+        return None
+    came_from_E3 = angles_to_vector(pulses.azimuth_E, pulses.zenith_E)
+    if rotation_E is not None:
+        came_from_E3 = rotate_z(came_from_E3, rotation_E)
+    target_E3 = torch.zeros(capacity_E, 3, device=pulses.device)
+    target_E3[:, 2] = 1  # unused events get a unit vector too, so that no loss meets a zero
+    target_E3[: pulses.n_events] = came_from_E3.to(torch.float32)
+    return target_E3
 
 
 def tokens_per_event(n_doms_E: np.ndarray, dom_cap: int | None) -> np.ndarray:

@@ -170,7 +170,8 @@ class KaggleFolder:
         raise EventIdError(f"no event {event_id} in the batch files that are there", file=self.path)
 
     def read_truth(self, event_ids: np.ndarray) -> dict[str, np.ndarray] | None:
-        """Simulator truth of the given events: `type` int8 (0 cascade, 1 track) and `energy` float32 (GeV).
+        """Simulator truth of the given events: `type` int8 (0 cascade, 1 track), `energy` float32 (GeV), and where the
+        table has it `vertex_x`, `vertex_y`, `vertex_z` float32 (m), the point of interaction.
 
         None for folders without truth.parquet. Raises EventIdError if an event is not in the table.
         """
@@ -179,6 +180,8 @@ class KaggleFolder:
         if self.truth_file is None:
             return None
         wanted = {"event_id": "Int64", "type": "String", "energy": "Float64"}
+        placed = set("xyz") <= set(scan(self.truth_file).collect_schema())
+        wanted |= dict.fromkeys("xyz", "Float64") if placed else {}
         within = pl.col("event_id").is_between(int(event_ids.min()), int(event_ids.max()))
         table = read_columns(self.truth_file, wanted, where=within)
         order = np.argsort(table["event_id"])
@@ -190,7 +193,13 @@ class KaggleFolder:
         return {
             "type": (table["type"][rows] == "track").astype(np.int8),
             "energy": table["energy"][rows].astype(np.float32),
+            **({f"vertex_{axis}": table[axis][rows].astype(np.float32) for axis in "xyz"} if placed else {}),
         }
+
+
+def test_first(path: str | Path) -> KaggleFolder:
+    """The folder's test split if it has one, else what "auto" finds: what there is to predict."""
+    return KaggleFolder(path, "test" if _batch_files(Path(path) / "test") else "auto")
 
 
 def slice_events(pulses: Pulses, first: int, last: int) -> Pulses:

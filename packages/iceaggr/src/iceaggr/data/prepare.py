@@ -21,6 +21,8 @@ from iceaggr.data.kaggle import KaggleFolder
 from iceaggr.geometry import Geometry, icecube86, read_geometry_csv
 
 SIMULATED, REAL = "simulated data", "labelled data of {}"
+STREAM = "stream"
+"""What data.data says for events simulated while training."""
 
 
 class SplitError(UserError):
@@ -41,8 +43,11 @@ def prepare(config: DataConfig, *, seed: int, device: str) -> Prepared:
     """Simulate or find the events, convert them once, open the store.
 
     Safe to call from every process of a torchrun job at once: the first to come does the work under a file lock, the
-    others wait and find it done. Data made once is used again by later runs.
+    others wait and find it done. Data made once is used again by later runs. With data = "stream" the store holds the
+    held-out events alone and is in memory.
     """
+    if config.data == STREAM:
+        return _held_out(config, device)
     if config.data is not None:
         folder = Path(config.data)
         if not folder.is_dir():
@@ -59,6 +64,18 @@ def prepare(config: DataConfig, *, seed: int, device: str) -> Prepared:
             simulate(folder, n, seed=seed, device=device, geometry=geometry)
         cache_folder(folder, cache)
     return Prepared(open_cache(cache), folder_geometry(folder, config.geometry), folder, data_label(folder))
+
+
+def _held_out(config: DataConfig, device: str) -> Prepared:
+    from iceaggr.sim.feed import held_out_store
+
+    if config.train_events is None or config.val_events < 1:
+        raise UserError("data.data = stream needs data.train_events, the events of an epoch, and data.val_events")
+    geometry = read_geometry_csv(Path(config.geometry)) if config.geometry else icecube86()
+    with Counter(f"simulating held-out events on {device}", config.val_events, "events") as counter:
+        cache = held_out_store(config.val_events, device=device, geometry=geometry)
+        counter.show(config.val_events)
+    return Prepared(cache, geometry, Path(config.store), SIMULATED)
 
 
 def simulate(
@@ -126,9 +143,13 @@ def data_label(folder: Path) -> str:
 def split(cache: EventCache, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     """Positions of training and held-out events in the store: the last val_events are held out.
 
+    With data = "stream" all are held out.
+
     Raises:
         SplitError: the two share an event id, or there are no labels, or nothing is left to train on.
     """
+    if config.data == STREAM:
+        return np.empty(0, dtype=np.int64), np.arange(cache.n_events)
     if cache.azimuth is None:
         raise SplitError("these events have no azimuth and zenith: training and evaluation need a labelled folder")
     n_train = cache.n_events - config.val_events

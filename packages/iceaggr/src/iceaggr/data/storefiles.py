@@ -32,10 +32,15 @@ EVENT_ARRAYS = {
     "n_doms": "<u2",
     "azimuth": "<f8",  # rad, labelled sources only
     "zenith": "<f8",
-    "type": "<i1",  # simulated events only: 0 cascade, 1 track
-    "energy": "<f4",  # GeV
 }
-ARRAYS = PULSE_ARRAYS | ESCAPE_ARRAYS | EVENT_ARRAYS
+TRUTH_ARRAYS = {  # simulated events only
+    "type": "<i1",  # 0 cascade, 1 track
+    "energy": "<f4",  # GeV
+    "vertex_x": "<f4",  # m, where the neutrino interacted; not in stores made before it was kept
+    "vertex_y": "<f4",
+    "vertex_z": "<f4",
+}
+ARRAYS = PULSE_ARRAYS | ESCAPE_ARRAYS | EVENT_ARRAYS | TRUTH_ARRAYS
 """Type of each array of a store."""
 
 
@@ -86,11 +91,35 @@ class Manifest:
                     f"{folder} has store version {values['version']}, this program reads {FORMAT_VERSION}: "
                     "delete it and build it again"
                 )
-            return cls(**values)
+            manifest = cls(**values)
+            manifest._check()
+            return manifest
         except FileNotFoundError as error:
             raise CacheError(f"{folder} is not an event store: it has no {MANIFEST}") from error
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        except CacheError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CacheError(f"{path} is damaged ({error}): delete the store and build it again") from error
+
+    def _check(self) -> None:
+        """Raises ValueError, or what a wrong type raises, for a manifest that no build writes.
+
+        The names become file names, so only those of `ARRAYS` are let through.
+        """
+        names = set(self.arrays)
+        always = PULSE_ARRAYS.keys() | ESCAPE_ARRAYS.keys() | {"end", "event_id", "n_doms"}
+        if len(names) < len(self.arrays) or not names <= ARRAYS.keys() or (self.shards and not always <= names):
+            raise ValueError("it lists arrays that no store has, or lacks some")
+        if type(self.complete) is not bool or (self.complete and not self.shards):
+            raise ValueError("it says neither that the build is complete nor that it is not")
+        before = [0, 0, 0]
+        for shard in self.shards:
+            extent = list(asdict(Extent(**shard["extent"])).values())
+            grown = all(type(n) is int and n >= m for n, m in zip(extent, before, strict=True))
+            if not grown or shard["blake2b"].keys() != names or type(shard["cut"]) is not bool:
+                raise ValueError(f"its entry of {shard['file']!s:.80} makes no sense")
+            hash((shard["file"], shard["fingerprint"]))
+            before = extent
 
     @classmethod
     def continued(cls, folder: Path, files: Iterable[Path], meta_file: Path | None) -> Manifest:

@@ -21,7 +21,15 @@ from iceaggr.sim.light import Light, shower_light, shower_pairs, track_light, tr
 from iceaggr.sim.noise import sample_noise
 from iceaggr.sim.photons import merge, sample_photons
 from iceaggr.sim.rng import Rng
-from iceaggr.sim.spectrum import LIGHT_SPEED, Primaries, draw_primaries, draw_sources
+from iceaggr.sim.spectrum import (
+    LIGHT_SPEED,
+    Bursts,
+    Primaries,
+    Showers,
+    Tracks,
+    draw_primaries,
+    draw_sources,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +45,15 @@ class Truth:
     muon_energy_E: Tensor  # float32 GeV at the vertex
     muon_length_E: Tensor  # float32 m
     inelasticity_E: Tensor  # float32
+    burst_place_EB: Tensor  # float32 m from the vertex along the muon, its stochastic losses
+    burst_energy_EB: Tensor  # float32 GeV, 0 in empty slots
+    chance_energy_E: Tensor  # float32 GeV at its start, a muon that crosses by chance; 0 where there is none
+    chance_start_E: Tensor  # float32 m, from the point below
+    chance_point_E3: Tensor  # float32 m, a point on its track ...
+    chance_direction_E3: Tensor  # float32 unit vector of travel
+    chance_time_E: Tensor  # float32 ns at which it is there, read-out clock
+    chance_burst_place_EB: Tensor  # float32 m from that point
+    chance_burst_energy_EB: Tensor  # float32 GeV
     visible_E: Tensor  # float32, expected photo-electrons from the neutrino in the whole array
     n_signal_E: Tensor  # int64 pulses with light of the neutrino
     signal_P: Tensor  # bool, the pulse has light of the neutrino
@@ -68,17 +85,18 @@ def simulate_block(
     rng = Rng(device, seed, stream, block)
 
     primaries = draw_primaries(n_proposals, config, rng)
-    all_hits, visible_N = _signal_hits(primaries, array, config, rng)
+    showers, tracks, bursts = draw_sources(primaries, config, rng)
+    all_hits, visible_N = _signal_hits(showers, tracks, n_proposals, array, config, rng)
     all_hits = torch.cat((all_hits, _noise_hits(all_hits, n_proposals, array, config, rng)))
     pulses = merge(hits.sort_int64(all_hits), config)
     pulses, triggered_N, shift_N = _read_out(pulses, n_proposals, array, config, rng)
-    return _events(pulses, triggered_N, shift_N, visible_N, primaries, config)
+    return _events(pulses, triggered_N, shift_N, visible_N, primaries, tracks, bursts, config)
 
 
-def _signal_hits(primaries: Primaries, array: Detector, config: SimConfig, rng: Rng) -> tuple[Tensor, Tensor]:
-    """Unsorted hits of all light, and the photo-electrons expected from each neutrino."""
-    n = primaries.energy_N.numel()
-    showers, tracks = draw_sources(primaries, config, rng)
+def _signal_hits(
+    showers: Showers, tracks: Tracks, n: int, array: Detector, config: SimConfig, rng: Rng
+) -> tuple[Tensor, Tensor]:
+    """Unsorted hits of all light of N proposals, and the photo-electrons expected from each neutrino."""
     shower_Q, shower_dom_Q = shower_pairs(showers, array, config)
     track_Q, track_dom_Q = track_pairs(tracks, array, config)
     shower = shower_light(showers, shower_Q, shower_dom_Q, array, config)
@@ -133,6 +151,8 @@ def _events(
     shift_N: Tensor,
     visible_N: Tensor,
     primaries: Primaries,
+    tracks: Tracks,
+    bursts: Bursts,
     config: SimConfig,
 ) -> tuple[Pulses, Truth]:
     """Pulses and truth of the accepted proposals; `auxiliary` is decided on the pulses that were kept."""
@@ -167,16 +187,34 @@ def _events(
         azimuth_E=azimuth,
         zenith_E=zenith,
     )
+    signal_M, chance_M = ((tracks.is_signal_M == kind).nonzero().squeeze(1) for kind in (True, False))
+
+    def of_event(value_M: Tensor, chosen_M: Tensor) -> Tensor:
+        """One muon's values per accepted event; 0 for events without."""
+        value_N = value_M.new_zeros(accepted_N.numel(), *value_M.shape[1:])
+        value_N[tracks.event_M[chosen_M]] = value_M[chosen_M]
+        return value_N[row]
+
+    clock_E = shift_N[row] + hits.TIME_OFFSET  # of the physics time 0
     truth = Truth(
         energy_E=primaries.energy_N[row],
         is_track_E=primaries.is_track_N[row],
         vertex_E3=primaries.vertex_N3[row],
-        time_E=shift_N[row] + hits.TIME_OFFSET - primaries.upstream_N[row] / LIGHT_SPEED,
+        time_E=clock_E - primaries.upstream_N[row] / LIGHT_SPEED,
         azimuth_E=azimuth,
         zenith_E=zenith,
         muon_energy_E=primaries.muon_energy_N[row],
         muon_length_E=primaries.length_N[row],
         inelasticity_E=primaries.inelasticity_N[row],
+        burst_place_EB=of_event(bursts.place_MB - tracks.start_M[:, None], signal_M),
+        burst_energy_EB=of_event(bursts.energy_MB, signal_M),
+        chance_energy_E=of_event(tracks.energy_M, chance_M),
+        chance_start_E=of_event(tracks.start_M, chance_M),
+        chance_point_E3=of_event(tracks.anchor_M3, chance_M),
+        chance_direction_E3=of_event(tracks.direction_M3, chance_M),
+        chance_time_E=clock_E + of_event(tracks.time_M, chance_M),
+        chance_burst_place_EB=of_event(bursts.place_MB, chance_M),
+        chance_burst_energy_EB=of_event(bursts.energy_MB, chance_M),
         visible_E=visible_N[row],
         n_signal_E=sizes[1],
         signal_P=signal,

@@ -61,8 +61,10 @@ _SHOWER_NORM = _shower_emission_norm()
 _DIFFUSE_NORM = _DIFFUSE_FORWARD / math.sinh(_DIFFUSE_FORWARD)
 
 
-def shower_light(showers: Showers, source_Q: Tensor, sensor_Q: Tensor, detector: Detector, config: SimConfig) -> Light:
-    """Light of shower source_Q in DOM sensor_Q."""
+def shower_light(
+    showers: Showers, source_Q: Tensor | None, sensor_Q: Tensor, detector: Detector, config: SimConfig
+) -> Light:
+    """Light of shower source_Q in DOM sensor_Q; without source_Q every pair has a shower of its own, in order."""
     position_3Q, direction_3Q = (
         _columns(showers.position_C3, source_Q),
         _columns(showers.direction_C3, source_Q),
@@ -71,7 +73,7 @@ def shower_light(showers: Showers, source_Q: Tensor, sensor_Q: Tensor, detector:
     distance = _length(sight_3Q)
     cos = _dot(sight_3Q, direction_3Q) / distance
     ice = detector.ice_between(position_3Q[2], detector.layer_S.index_select(0, sensor_Q))
-    energy = showers.energy_C.index_select(0, source_Q)
+    energy = _of(showers.energy_C, source_Q)
     point = _point_yield(energy, distance, ice, config) * detector.efficiency_S.index_select(0, sensor_Q)
     direct = (-distance * ice.scattering).exp()
     cone = _SHOWER_NORM * (-_SHOWER_WIDTH * (cos - COS_CHERENKOV).abs() ** _SHOWER_POWER).exp()
@@ -79,25 +81,27 @@ def shower_light(showers: Showers, source_Q: Tensor, sensor_Q: Tensor, detector:
     emission = diffuse + direct * (cone - diffuse)
     expected = point * emission * _acceptance(sight_3Q[2] / distance, direct, config)
 
-    time = showers.time_C.index_select(0, source_Q) + distance / ICE_SPEED
+    time = _of(showers.time_C, source_Q) + distance / ICE_SPEED
     # Light that starts the wrong way turns round within a scattering length.
     shape = distance * ice.scattering + 0.7 * (1 - cos)
     return _light(expected, time, shape, ice, config)
 
 
-def track_light(tracks: Tracks, source_Q: Tensor, sensor_Q: Tensor, detector: Detector, config: SimConfig) -> Light:
-    """Light of muon source_Q in DOM sensor_Q: the Cherenkov cone, fading out beyond its ends."""
+def track_light(
+    tracks: Tracks, source_Q: Tensor | None, sensor_Q: Tensor, detector: Detector, config: SimConfig
+) -> Light:
+    """Light of muon source_Q in DOM sensor_Q: the Cherenkov cone, fading out beyond its ends. source_Q as above."""
     cone = _cone(tracks, source_Q, sensor_Q, detector)
     ice = detector.ice_between(cone.z, detector.layer_S.index_select(0, sensor_Q))
-    start, stop = tracks.start_M.index_select(0, source_Q), tracks.stop_M.index_select(0, source_Q)
-    energy = muon_energy(tracks.energy_M.index_select(0, source_Q), cone.place - start, config)
+    start, stop = _of(tracks.start_M, source_Q), _of(tracks.stop_M, source_Q)
+    energy = muon_energy(_of(tracks.energy_M, source_Q), cone.place - start, config)
     line = _line_yield(energy, cone.distance, ice, config) * detector.efficiency_S.index_select(0, sensor_Q)
     width = 8.0 + 0.2 * cone.distance
     ends = torch.sigmoid((cone.emitted - start) / width) * torch.sigmoid((stop - cone.emitted) / width)
     direct = (-cone.distance * ice.scattering).exp()
     expected = line * ends * _acceptance(cone.up, direct, config)
 
-    time = tracks.time_M.index_select(0, source_Q) + cone.place / LIGHT_SPEED + cone.distance / ICE_SPEED
+    time = _of(tracks.time_M, source_Q) + cone.place / LIGHT_SPEED + cone.distance / ICE_SPEED
     # Effective distance of a PMT that sees the light from its side or back (astro-ph/0407044).
     path = 0.84 * SIN_CHERENKOV * cone.distance + 3.1 - 3.9 * cone.up + 4.6 * cone.up.square()
     return _light(expected, time, path * ice.scattering, ice, config)
@@ -179,13 +183,13 @@ class _Cone:
     z: Tensor  # m
 
 
-def _cone(tracks: Tracks, source_Q: Tensor, sensor_Q: Tensor, detector: Detector) -> _Cone:
+def _cone(tracks: Tracks, source_Q: Tensor | None, sensor_Q: Tensor, detector: Detector) -> _Cone:
     anchor_3Q, direction_3Q = _columns(tracks.anchor_M3, source_Q), _columns(tracks.direction_M3, source_Q)
     sight_3Q = detector.xyz_3S.index_select(1, sensor_Q) - anchor_3Q
     along = _dot(sight_3Q, direction_3Q)
     perpendicular = (_dot(sight_3Q, sight_3Q) - along.square()).clamp(min=1.0).sqrt()
     emitted = along - perpendicular * (COS_CHERENKOV / SIN_CHERENKOV)
-    start, stop = tracks.start_M.index_select(0, source_Q), tracks.stop_M.index_select(0, source_Q)
+    start, stop = _of(tracks.start_M, source_Q), _of(tracks.stop_M, source_Q)
     place = torch.minimum(torch.maximum(emitted, start), stop)
     distance = ((along - place).square() + perpendicular.square()).sqrt()
     up = (sight_3Q[2] - place * direction_3Q[2]) / distance
@@ -223,13 +227,18 @@ def _light(expected: Tensor, time: Tensor, scatterings: Tensor, ice: Ice, config
     return Light(expected.clamp(max=config.max_expected), time, shape, rate)
 
 
-def _columns(rows_X3: Tensor, index_Q: Tensor) -> Tensor:
+def _of(value_X: Tensor, index_Q: Tensor | None) -> Tensor:
+    return value_X if index_Q is None else value_X.index_select(0, index_Q)
+
+
+def _columns(rows_X3: Tensor, index_Q: Tensor | None) -> Tensor:
     """(3, Q): whole columns are contiguous, which is several times faster on a CPU than rows of three."""
-    return rows_X3.T.index_select(1, index_Q)
+    return rows_X3.T if index_Q is None else rows_X3.T.index_select(1, index_Q)
 
 
 def _dot(a_3Q: Tensor, b_3Q: Tensor) -> Tensor:
-    return a_3Q[0] * b_3Q[0] + a_3Q[1] * b_3Q[1] + a_3Q[2] * b_3Q[2]
+    (ax, ay, az), (bx, by, bz) = a_3Q.unbind(), b_3Q.unbind()  # indexing would fill whole gradients with zeros
+    return ax * bx + ay * by + az * bz
 
 
 def _length(a_3Q: Tensor) -> Tensor:

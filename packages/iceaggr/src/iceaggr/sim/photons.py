@@ -13,7 +13,7 @@ from iceaggr.sim.config import SimConfig
 from iceaggr.sim.light import Light
 from iceaggr.sim.rng import Rng
 
-_AFTERPULSES = ((0.35, 700.0, 250.0), (0.20, 2000.0, 700.0), (0.45, 8000.0, 1300.0))
+AFTERPULSES = ((0.35, 700.0, 250.0), (0.20, 2000.0, 700.0), (0.45, 8000.0, 1300.0))
 """(share, mean delay, spread) in ns of the after-pulse groups of the R7081-02 photomultiplier."""
 MIN_DOMS = 3
 """No trigger fires on fewer hit DOMs: proposals that light fewer are dropped before any hit is simulated."""
@@ -100,6 +100,6 @@ def merge(hits_H: Tensor, config: SimConfig) -> Tensor:
 
 
 def _afterpulse_delay(n: int, rng: Rng) -> Tensor:
-    shares, means, spreads = torch.tensor(_AFTERPULSES, device=rng.device).T
+    shares, means, spreads = torch.tensor(AFTERPULSES, device=rng.device).T
     group = torch.searchsorted(shares.cumsum(0)[:-1].contiguous(), rng.uniform(n))
     return (means[group] + spreads[group] * rng.normal(n)).abs()

@@ -62,6 +62,14 @@ class Tracks:
     is_signal_M: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Bursts:
+    """Stochastic losses of M muons, B slots each."""
+
+    place_MB: Tensor  # m along the track, from its anchor
+    energy_MB: Tensor  # GeV, 0 in empty slots
+
+
 def power_law(u: Tensor, index: float, low: float, high: float) -> Tensor:
     """Energies of dN/dE ~ E^-index in [low, high] from uniform u (inverse CDF, index != 1)."""
     a, b = low ** (1 - index), high ** (1 - index)
@@ -97,8 +105,10 @@ def draw_primaries(n: int, config: SimConfig, rng: Rng) -> Primaries:
     return Primaries(energy, is_track, direction, anchor, inelasticity, muon, distance, length)
 
 
-def draw_sources(primaries: Primaries, config: SimConfig, rng: Rng) -> tuple[Showers, Tracks]:
+def draw_sources(primaries: Primaries, config: SimConfig, rng: Rng) -> tuple[Showers, Tracks, Bursts]:
     """The showers and tracks that shine: the interaction, its muon, the muon's losses and muons by chance.
+
+    The losses come twice, among the showers and by track.
 
     Host syncs: two, the numbers of tracks and of showers.
     """
@@ -119,7 +129,8 @@ def draw_sources(primaries: Primaries, config: SimConfig, rng: Rng) -> tuple[Sho
     )
     # The hadronic shower of a far upstream vertex is out of sight.
     near = (primaries.upstream_N < 1000).nonzero().squeeze(1)
-    return _cat(Showers, _take(vertex, near), _bursts(tracks, config, rng)), tracks
+    bursts = _draw_bursts(tracks, config, rng)
+    return _cat(Showers, _take(vertex, near), _burst_showers(tracks, bursts)), tracks, bursts
 
 
 def _in_cylinder(n: int, config: SimConfig, rng: Rng) -> Tensor:
@@ -166,7 +177,7 @@ def _coincident_tracks(n: int, config: SimConfig, rng: Rng) -> Tracks:
     )
 
 
-def _bursts(tracks: Tracks, config: SimConfig, rng: Rng) -> Showers:
+def _draw_bursts(tracks: Tracks, config: SimConfig, rng: Rng) -> Bursts:
     """Stochastic losses: log-uniform shares 1e-3..0.5 of the muon's energy, anywhere near the array."""
     m, k = tracks.energy_M.numel(), config.burst_slots
     first = tracks.start_M.clamp(min=-1000)[:, None]
@@ -174,13 +185,17 @@ def _bursts(tracks: Tracks, config: SimConfig, rng: Rng) -> Showers:
     place = first + rng.uniform(m, k) * (last - first)
     share = 10 ** rng.between(-3.0, -0.3, m, k)
     energy = share * muon_energy(tracks.energy_M[:, None], place - tracks.start_M[:, None], config)
-    track, slot = (energy > config.burst_min).nonzero(as_tuple=True)
-    place, direction = place[track, slot], tracks.direction_M3[track]
+    return Bursts(place, torch.where(energy > config.burst_min, energy, 0.0))
+
+
+def _burst_showers(tracks: Tracks, bursts: Bursts) -> Showers:
+    track, slot = bursts.energy_MB.nonzero(as_tuple=True)
+    place, direction = bursts.place_MB[track, slot], tracks.direction_M3[track]
     return Showers(
         tracks.event_M[track],
         tracks.anchor_M3[track] + place[:, None] * direction,
         direction,
-        energy[track, slot],
+        bursts.energy_MB[track, slot],
         tracks.time_M[track] + place / LIGHT_SPEED,
         tracks.is_signal_M[track],
     )

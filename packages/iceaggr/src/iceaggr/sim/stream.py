@@ -42,29 +42,50 @@ def iter_events(
     Raises:
         ValueError: n_events is not positive, or there is no block size for the device type.
     """
-    device = torch.device(device)
     if n_events < 1:
         raise ValueError(f"n_events is {n_events}; ask for at least one")
-    if device.type not in BLOCK_SIZE:
-        raise ValueError(f"device {device} is not supported; use one of {', '.join(BLOCK_SIZE)}")
-    size = BLOCK_SIZE[device.type]
-
-    def simulate(block: int) -> tuple[Pulses, Truth]:
-        return simulate_block(
-            size, seed=seed, stream=stream, block=block, config=config, geometry=geometry, device=device
-        )
-
-    if device.type == "cpu":
-        blocks = _in_threads(simulate, n_events, size, torch.get_num_threads())
-    else:
-        blocks = _in_threads(_on_own_stream(simulate, device), n_events, size, _CUDA_STREAMS)
     done = 0
-    for pulses, truth in blocks:
+    for pulses, truth in iter_blocks(
+        n_events, seed=seed, stream=stream, device=device, config=config, geometry=geometry
+    ):
         take = min(pulses.n_events, n_events - done)
         yield _cut(pulses, truth, take, done)
         done += take
         if done == n_events:
             return
+
+
+def iter_blocks(
+    n_events: int = 1 << 62,
+    *,
+    seed: int,
+    stream: int = 0,
+    first: int = 0,
+    step: int = 1,
+    size: int | None = None,
+    device: torch.device | str = "cpu",
+    config: SimConfig | None = None,
+    geometry: Geometry | None = None,
+) -> Iterator[tuple[Pulses, Truth]]:
+    """Whole blocks number first, first + step, ... until they hold `n_events`; made as `iter_events` says.
+
+    size: proposals per block; default what suits the device type.
+    Raises ValueError if there is no block size for the device type.
+    """
+    device = torch.device(device)
+    if device.type not in BLOCK_SIZE:
+        raise ValueError(f"device {device} is not supported; use one of {', '.join(BLOCK_SIZE)}")
+    proposals = size or BLOCK_SIZE[device.type]
+
+    def simulate(i: int) -> tuple[Pulses, Truth]:
+        block = first + step * i
+        return simulate_block(
+            proposals, seed=seed, stream=stream, block=block, config=config, geometry=geometry, device=device
+        )
+
+    if device.type == "cpu":
+        return _in_threads(simulate, n_events, proposals, torch.get_num_threads())
+    return _in_threads(_on_own_stream(simulate, device), n_events, proposals, _CUDA_STREAMS)
 
 
 def bench_simulator(device: torch.device | str = "cpu", seconds: float = 10.0) -> dict[str, float | str]:

@@ -14,7 +14,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from hashlib import sha256
@@ -50,6 +50,7 @@ def simulate_folder(
     geometry: Geometry | None = None,
     config: SimConfig | None = None,
     events_per_file: int = EVENTS_PER_FILE,
+    files: Sequence[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write `n_events` simulated events to `out` and return it. A finished folder or file is not made again.
@@ -57,6 +58,9 @@ def simulate_folder(
     File b depends only on (seed, b, device type, config, geometry): an interrupted run goes on with the first
     missing file. While one file is simulated the one before is written, so memory is that of two files, about
     2 GB at 200,000 events each. `progress(done, total)` is called per block.
+
+    files: only the files of these numbers, from 1, for one process of several; the folder is finished by a last call
+    without. Before several run at a time one call (with `files=[]`) must have made the folder.
 
     Raises:
         UserError: n_events or events_per_file is not positive, the seed is not 0 to 2^31 - 1, or there are
@@ -82,7 +86,7 @@ def simulate_folder(
 
     with ThreadPoolExecutor(1, "write") as writer:
         writing: Future[None] | None = None
-        for batch in range(1, n_files + 1):
+        for batch in range(1, n_files + 1) if files is None else files:
             first = (batch - 1) * events_per_file
             size = min(events_per_file, n_events - first)
             if not (parts / f"truth_{batch}.parquet").exists():
@@ -103,7 +107,8 @@ def simulate_folder(
                 progress(first + size, n_events)
         if writing:
             writing.result()
-    _finish(out, parts, n_files, geometry, settings)
+    if files is None:
+        _finish(out, parts, n_files, geometry, settings)
     return out
 
 
@@ -133,6 +138,7 @@ def _complete(out: Path, settings: dict[str, Any]) -> bool:
     if not record.exists():
         return False
     _same_settings(json.loads(record.read_text()), settings, out)
+    shutil.rmtree(out / _PARTS, ignore_errors=True)  # where a kill left some of them
     return True
 
 
@@ -144,9 +150,11 @@ def _prepare(out: Path, settings: dict[str, Any]) -> Path:
         _same_settings(json.loads(record.read_text()), settings, out)
     elif (out / "train").exists() or (out / "train_meta.parquet").exists():
         raise FileExistsError(f"{out} already holds event files that are no simulation; choose another folder")
-    for folder in (parts, out / "train", out / "pulse_truth"):
-        folder.mkdir(parents=True, exist_ok=True)
-    _write_text(record, json.dumps(settings, indent=1))
+    parts.mkdir(parents=True, exist_ok=True)
+    if not record.exists():
+        _write_text(record, json.dumps(settings, indent=1))  # first: it says whose the other folders are
+    for name in ("train", "pulse_truth"):
+        (out / name).mkdir(exist_ok=True)
     return parts
 
 
@@ -211,12 +219,26 @@ def _write_file(
             "muon_energy": joined("muon_energy_E"),
             "muon_length": joined("muon_length_E"),
             "inelasticity": joined("inelasticity_E"),
+            **_numbered("burst_place", joined("burst_place_EB")),
+            **_numbered("burst_energy", joined("burst_energy_EB")),
+            "chance_energy": joined("chance_energy_E"),
+            "chance_start": joined("chance_start_E"),
+            **_numbered("chance_point", joined("chance_point_E3")),
+            **_numbered("chance_direction", joined("chance_direction_E3")),
+            "chance_time": joined("chance_time_E"),
+            **_numbered("chance_burst_place", joined("chance_burst_place_EB")),
+            **_numbered("chance_burst_energy", joined("chance_burst_energy_EB")),
             "visible": joined("visible_E"),
             "n_pulses": counts,
             "n_signal": joined("n_signal_E"),
         }
     )
     _write_parquet(events, parts / f"truth_{batch}.parquet")
+
+
+def _numbered(name: str, values_EX: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns NAME_1, NAME_2, ..."""
+    return {f"{name}_{i}": values_EX[:, i - 1] for i in range(1, values_EX.shape[1] + 1)}
 
 
 def _finish(out: Path, parts: Path, n_files: int, geometry: Geometry, settings: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections import Counter as Histogram
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -96,25 +97,23 @@ def main(
     device: torch.device | str | None = None,
     resume: bool = True,
     zeros_per_chunk: int | None = None,
+    chunk_of: Callable[[int, int], Chunk] | None = None,
 ) -> dict[str, Any]:
     """Write the first `count` zeros to `out` (.npy, float64 (2, count): centre and offset) and their manifest.
 
     device: default cuda when there is one. resume: continue a part file that an interrupted call for the same count
     left; its finished chunks are not computed again. zeros_per_chunk: default by device (bounds memory, and what a kill
-    can cost). Returns the manifest. Raises GenerationError, StorageError.
+    can cost). chunk_of: from where the chunk [lower, upper) comes; computed by default. Returns the manifest. Raises
+    GenerationError, StorageError.
     """
-    out = Path(out)
-    if out.suffix != ".npy":
-        raise GenerationError(f"--out {out}: the file must end in .npy")
-    if count < 1:
-        raise GenerationError(f"{count} zeros: the count must be at least 1")
+    out = checked(out, count)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     started = time.monotonic()
     make_folder(out.parent)
     with locked(out), _PartFile(out, count, resume) as part, Counter("zeros", count, "zeros") as counter:
-        borders = part.borders or plan(count, zeros_per_chunk or _ZEROS_PER_CHUNK.get(device.type, 1 << 18))
+        borders = part.borders or chunk_borders(count, device, zeros_per_chunk)
         for lower, upper in list(pairwise(borders))[len(part.chunks) :]:
-            chunk = compute_chunk(lower, upper, device)
+            chunk = compute_chunk(lower, upper, device) if chunk_of is None else chunk_of(lower, upper)
             if chunk.before != part.found:
                 raise GenerationError(
                     f"{part.found:,} zeros found below {lower}, Turing's method counts {chunk.before:,}: "
@@ -128,6 +127,21 @@ def main(
             "torch": torch.__version__,
         }
         return part.finish(statistics)
+
+
+def checked(out: str | Path, count: int) -> Path:
+    """`out` as a path. Raises GenerationError for another ending than .npy, and for no zeros."""
+    out = Path(out)
+    if out.suffix != ".npy":
+        raise GenerationError(f"--out {out}: the file must end in .npy")
+    if count < 1:
+        raise GenerationError(f"{count} zeros: the count must be at least 1")
+    return out
+
+
+def chunk_borders(count: int, device: torch.device | str, zeros_per_chunk: int | None = None) -> list[int]:
+    """`plan` with the number of zeros in a chunk that suits the device."""
+    return plan(count, zeros_per_chunk or _ZEROS_PER_CHUNK.get(torch.device(device).type, 1 << 18))
 
 
 def plan(count: int, zeros_per_chunk: int) -> list[int]:
@@ -226,10 +240,15 @@ class _PartFile:
 
     def _read_state(self) -> dict[str, Any] | None:
         """The state of an interrupted run of the same count and algorithm, if there is one."""
-        if not (self._state_path.exists() and self._path.exists() and self._path.stat().st_size == self._size):
+        if not self._state_path.exists():
             return None
-        state = json.loads(self._state_path.read_text())
-        return state if (state["algorithm"], state["count"]) == (ALGORITHM, self._count) else None
+        state: dict[str, Any] = json.loads(self._state_path.read_text())
+        if (state["algorithm"], state["count"]) != (ALGORITHM, self._count):
+            return None
+        complete = bool(state["chunks"]) and state["chunks"][-1]["end"] == state["borders"][-1]
+        if complete and not self._path.exists() and self._out.exists() and not manifest_path(self._out).exists():
+            os.replace(self._out, self._path)  # killed between putting the array in place and its manifest
+        return state if self._path.exists() and self._path.stat().st_size == self._size else None
 
 
 def _merge(chunks: list[dict[str, Any]]) -> dict[str, Any]:

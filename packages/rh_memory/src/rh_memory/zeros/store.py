@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lab_shared.arrays import load_array
 from lab_shared.errors import UserError
 from lab_shared.files import atomic_write, make_folder, storage_error
 
@@ -72,8 +73,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise ZerosError(f"no zeros at {path}: write them with `rh-memory zeros --count N --out {path}`")
     try:
         manifest = json.loads(manifest_path(path).read_text())
-        int(manifest["count"]), str(manifest["sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if type(manifest["count"]) is not int or type(manifest["sha256"]) is not str:
+            raise ValueError("count and sha256 should be a number and a text")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ZerosError(
             f"{path} has no readable manifest {manifest_path(path).name} ({error}): generate or import it again"
         ) from error
@@ -89,16 +91,13 @@ def file_sha256(path: Path) -> str:
 def load(path: Path, count: int | None = None, *, verify: bool = True) -> Zeros:
     """The first `count` (default: all) zeros of `path`, memory-mapped.
 
-    verify: compare the checksum first, which reads the whole file. Raises ZerosError for missing or damaged files
-    and for a count that the file does not hold.
+    verify: compare the checksum, which reads the whole file. Raises ZerosError or ArrayFileError for missing or damaged
+    files, and for a count that the file does not hold.
     """
     path = Path(path)
     manifest = read_manifest(path)
     again = "generate or import it again"
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ZerosError(f"{path} is not a readable .npy file ({error}): {again}") from error
+    array = load_array(path, mmap_mode="r")
     if array.dtype != np.float64 or array.shape != (2, manifest["count"]):
         raise ZerosError(
             f"{path} holds {array.dtype} {array.shape}, its manifest says float64 (2, {manifest['count']}): {again}"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import gzip
 import re
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ _EXACT_INTEGERS = 2**52
 _COUNTABLE = 1e13
 """Above this height float64 cannot hold N(t) to a fraction of one zero."""
 _RECORD = np.dtype([("low", "<u8"), ("middle", "<u4"), ("high", "u1")])
-_NUMBER = re.compile(r"\d+(\.\d*)?")
-_BASE = re.compile(r"gamma\s*-\s*(\d+)")
+_NUMBER = re.compile(r"\d{1,30}(\.\d*)?")
+_BASE = re.compile(r"gamma\s*-\s*(\d{1,30})")
 
 
 class TableError(UserError):
@@ -87,7 +88,7 @@ def read_text(file: Path) -> Zeros:
     try:
         with opener(file, "rt", encoding="ascii") as f:
             text = f.read()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise TruncatedTableError(f"{file} is not a readable text file: {error}") from error
     lines = text.split("\n")
     ends_cleanly = lines[-1].strip() == ""
@@ -116,10 +117,16 @@ def read_text(file: Path) -> Zeros:
         offset = np.array([float("0." + (f or "0")) for f in fraction])
     else:  # one centre, as float64 would round the integers away
         centre, offset = np.full(len(numbers), float(base)), np.array([float(w) for w in numbers])
-    first_index = int(lines[start].split()[0]) if columns == 2 else None
+    first_index = _index(file, start, lines[start].split()[0]) if columns == 2 else None
     digits = max(len(f) for f in fraction)
     manifest = _check(file, centre, offset, lambda k: f"line {places[k]}", first_index, 10.0**-digits)
     return Zeros(centre, offset, {**manifest, "format": "text", "decimals": digits})
+
+
+def _index(file: Path, line: int, word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise MalformedTableError(f"{file}, line {line + 1}: {word!r} is no number of a zero, which count from 1")
+    return int(word)
 
 
 def _header(file: Path, lines: list[str]) -> tuple[int, int]:

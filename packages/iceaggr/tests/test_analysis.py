@@ -1,0 +1,659 @@
+"""iceaggr.analysis: every definition against a loop over events, and the commands on a small run."""
+
+import csv
+import json
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from iceaggr import figures as report
+from iceaggr.analysis import direction_head, errors, features, figures, heads, output, residuals
+from iceaggr.analysis.analyze import INSIDE
+from iceaggr.analysis.columns import columns_of, permuted_groups, pulses_of_doms
+from iceaggr.analysis.inside import BUCKETS, MIN_DOMS, cls_attention, look_inside, token_batches, walk
+from iceaggr.analysis.rank import effective_rank, participation_ratio, singular_values
+from iceaggr.analysis.ranks import ranks_within, spearman_within
+from iceaggr.analysis.sample import held_out_events
+from iceaggr.cli import main
+from iceaggr.config import DataConfig, ModelConfig, TrainConfig
+from iceaggr.data.cache import EventCache
+from iceaggr.data.features import Tables, build_tokens, feature_width
+from iceaggr.data.grouping import group_doms
+from iceaggr.data.kaggle import write_batch, write_meta
+from iceaggr.data.prepare import folder_geometry, prepare, split
+from iceaggr.data.schema import Events
+from iceaggr.evaluate import remember_training_events, write_evaluation
+from iceaggr.metrics import opening_angle_deg
+from iceaggr.models.build import build_model
+from iceaggr.models.heads import DirectionalHead
+from iceaggr.predict import token_mask
+from lab_shared.attention import attend
+from lab_shared.checkpoint import save_weights
+from lab_shared.config import from_json, to_json
+from lab_shared.page import Page
+from lab_shared.plotting import to_png
+from lab_shared.testing import assert_parity
+from torch import nn
+
+TINY = ModelConfig(slots=3, d_model=32, d_hidden=48, layers=2, heads=2, head_hidden=16)
+T1T2 = ModelConfig(arch="hierarchical", d_model=32, d_hidden=48, layers=1, heads=2, head_hidden=16)
+CONFIGS = {
+    "v2": TINY,
+    "v1": replace(TINY, arch="v1", features="summary"),
+    "none": replace(TINY, input="none", layers=3),
+    "interval": replace(TINY, interval=True, ice=True, aggregates=True),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def awake(config, seed=0):
+    """A model whose zero-initialised parameters are random too: a fresh v2 ignores its DOMs."""
+    torch.manual_seed(seed)
+    model = build_model(config).eval()
+    for p in model.parameters():
+        if p.detach().abs().max() == 0:
+            nn.init.normal_(p, std=0.3)
+    return model
+
+
+@pytest.fixture(scope="module")
+def store(make_pulses):
+    """Twenty-five events of 1 to 150 pulses on few enough sensors that many DOMs have several."""
+    counts = np.random.default_rng(3).integers(12, 150, 25)
+    counts[:3] = (1, 5, 1)
+    return EventCache.in_memory(make_pulses(counts, seed=4, sensors=90))
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def walked(request, store, tables):
+    """(model, config, inside, batch): all events in one batch, in the order of the walk."""
+    config = TrainConfig(model=CONFIGS[request.param])
+    model, index = awake(config.model), np.arange(store.n_events)
+    (batch,) = token_batches(store, index, config, tables)
+    return model, config, look_inside(model, store, index, config, tables), batch
+
+
+def events_of(batch):
+    """Slices of the token rows of each event; the first row is CLS."""
+    ends = batch.offsets_E1.tolist()
+    return [slice(a, b) for a, b in pairwise(ends[: batch.n_events + 1])]
+
+
+# --- rank correlation -----------------------------------------------------------------------------
+
+
+def naive_ranks(values):
+    return np.array([(values < v).sum() + ((values == v).sum() - 1) / 2 for v in values])
+
+
+def naive_spearman(a, b):
+    a, b = (x - x.mean() for x in (naive_ranks(a), naive_ranks(b)))
+    scale = np.sqrt((a**2).sum() * (b**2).sum())
+    return (a * b).sum() / scale if scale > 0 else np.nan
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6), seed=st.integers(0, 999), kinds=st.integers(1, 6))
+@settings(max_examples=40, deadline=None)
+def test_spearman_within_events_matches_a_loop(lengths, seed, kinds):
+    rng = np.random.default_rng(seed)
+    event = np.repeat(np.arange(len(lengths)), lengths)
+    a, b = rng.integers(0, kinds, (len(event), 2)), rng.integers(0, kinds, (len(event), 3)).astype(float)
+    event_R = torch.from_numpy(event)
+    ranks_a, ranks_b = ranks_within(torch.from_numpy(a), event_R), ranks_within(torch.from_numpy(b), event_R)
+    rho = spearman_within(ranks_a, ranks_b, event_R, len(lengths)).numpy()
+    for e in range(len(lengths)):
+        rows = event == e
+        np.testing.assert_array_equal(ranks_a[rows, 0], naive_ranks(a[rows, 0]))
+        naive = [[naive_spearman(a[rows, i], b[rows, j]) for j in range(3)] for i in range(2)]
+        np.testing.assert_allclose(rho[e], naive, atol=1e-12)
+
+
+# --- columns --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *CONFIGS.values(),
+        replace(TINY, fourier=2),
+        replace(TINY, slots=1),
+        replace(TINY, features="summary", fourier=3),
+    ],
+)
+def test_columns_describe_every_feature_once(config):
+    columns = columns_of(config)
+    assert len(columns.names) == feature_width(config)
+    assert sorted(i for members in columns.types.values() for i in members) == list(range(len(columns.names)))
+    groups = permuted_groups(columns)
+    assert {i for members in groups.values() for i in members} == set(range(len(columns.names)))
+    assert len(groups) < 40
+
+
+@pytest.mark.parametrize("config", [TINY, CONFIGS["v1"]], ids=["seed", "summary"])
+def test_columns_hold_what_they_say(config, store, tables):
+    """The columns read as t1, z, q1 and n_pulses order the DOMs of an event as the pulses themselves do."""
+    pulses = store.gather(np.arange(3, 12))
+    pulses = replace(pulses, time_P=pulses.time_P // 2)  # summaries stop at 17 us from the event's reference time
+    doms = group_doms(pulses)
+    batch = build_tokens(pulses, config, tables)
+    columns = columns_of(config)
+    first_P = doms.order_P[doms.start_D]
+    raw = {
+        "t1": pulses.time_P[first_P].double(),
+        "z": tables.xyz_S3[doms.sensor_D, 2],
+        "q1": pulses.charge_P[first_P],
+        "n_pulses": doms.count_D,
+    }
+    rows = features.dom_rows(batch)
+    assert torch.equal(pulses_of_doms(batch.features_TF[rows], config, columns), doms.count_D)
+    for name, values in raw.items():
+        read = ranks_within(batch.features_TF[rows, columns.properties[name]][:, None], doms.event_D)
+        assert_parity(read, ranks_within(values[:, None], doms.event_D), atol=0, name=name)
+
+
+# --- the walk -------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_walk_ends_where_the_model_does(walked):
+    model, _, inside, batch = walked
+    stages = list(walk(model, batch))
+    v_E3 = model.head(stages[-1].x_TD[batch.cls_E])
+    assert_parity(v_E3, model(batch.features_TF, token_mask(batch), batch.cls_E), atol=1e-5)
+    assert [stage.name for stage in stages] == inside.stages == ["input", *inside.stages[1:-1], "final norm"]
+    assert len(stages) == len(model.blocks) + 2
+    assert not any(block.attention._forward_pre_hooks for block in model.blocks)
+
+
+@torch.no_grad()
+def test_attention_of_cls_is_the_row_of_the_whole_matrix(walked):
+    """Against the reference back end's T x T weights, with whatever the model adds to the scores."""
+    model, _, _, batch = walked
+    mask = token_mask(batch)
+    place_T5 = model.place(batch.features_TF, mask)
+    length_E = batch.offsets_E1.diff().long()
+    event_T = torch.repeat_interleave(torch.arange(batch.n_events), length_E)
+    for stage in walk(model, batch):
+        if stage.attention is not None:
+            q, k, v = stage.attention.project(stage.attended_TD)
+            mod = stage.attention.score_mod(place_T5)
+            _, whole = attend(q, k, v, mask, score_mod=mod, backend="reference", return_weights=True)
+            weight_TH = cls_attention(stage.attention, stage.attended_TD, batch.cls_E, event_T)
+            for e, rows in enumerate(events_of(batch)):
+                assert_parity(weight_TH[rows], whole[:, batch.cls_E[e], rows].T, atol=1e-6)
+
+
+@torch.no_grad()
+def test_inside_matches_a_loop_over_events(walked):
+    model, config, inside, batch = walked
+    columns = columns_of(config.model)
+    edges = [*BUCKETS.values(), np.inf]
+    layer = -1
+    norms = {"cls": [], "dom": [], "max": [], "split": []}
+    width = batch.features_TF.shape[1]
+    for stage in walk(model, batch):
+        x = stage.x_TD.double()
+        is_dom = torch.ones(len(x), dtype=torch.bool).index_fill(0, batch.cls_E, False)
+        norms["cls"].append(x[~is_dom].norm(dim=1).mean())
+        norms["dom"].append(x[is_dom].norm(dim=1).mean())
+        norms["max"].append(x[is_dom].norm(dim=1).max())
+        norms["split"].append([x[is_dom, :width].norm(dim=1).mean(), x[is_dom, width:].norm(dim=1).mean()])
+        if stage.attention is None:
+            continue
+        layer += 1
+        q, k, _ = stage.attention.project(stage.attended_TD)
+        for e, rows in enumerate(events_of(batch)):
+            scores = torch.einsum("hk,thk->ht", q[rows][0], k[rows]) / q.shape[-1] ** 0.5
+            weight = scores.softmax(-1).double().numpy()
+            np.testing.assert_allclose(inside.self_ELH[e, layer], weight[:, 0], atol=1e-6)
+            doms, values = weight[:, 1:], batch.features_TF[rows][1:]
+            n = pulses_of_doms(values, config.model, columns).numpy()
+            for i, (low, high) in enumerate(pairwise(edges)):
+                inside_bucket = (n >= low) & (n < high)
+                share = doms[:, inside_bucket].sum(1) / doms.sum(1)
+                np.testing.assert_allclose(inside.mass_ELHM[e, layer, :, i], share, atol=1e-5)
+                assert inside.share_EM[e, i] == pytest.approx(inside_bucket.mean())
+            for head in range(doms.shape[0]):
+                for v, column in enumerate(columns.properties.values()):
+                    few = doms.shape[1] < MIN_DOMS
+                    rho = np.nan if few else naive_spearman(doms[head].astype(np.float32), values[:, column].numpy())
+                    # Two nearly equal weights may change places by float32 rounding.
+                    np.testing.assert_allclose(inside.rho_ELHV[e, layer, head, v], rho, atol=2e-2)
+    for name, values in (("cls", inside.cls_norm_S), ("dom", inside.dom_norm_S), ("max", inside.dom_max_S)):
+        np.testing.assert_allclose(values, torch.stack(norms[name]), rtol=1e-4, err_msg=name)
+    np.testing.assert_allclose(inside.occupancy_S4[:, :2], np.array(norms["split"]), rtol=1e-4, atol=1e-5)
+    assert np.isnan(inside.rho_ELHV[-3:]).all(), "the three smallest events come last and have too few DOMs"
+    assert inside.dom_share_M.sum() == pytest.approx(1)
+
+
+def test_batches_of_any_size_give_the_same(store, tables):
+    config = TrainConfig(model=TINY)
+    model, index = awake(TINY), np.arange(store.n_events)
+    whole = look_inside(model, store, index, config, tables)
+    halves = [look_inside(model, store, part, config, tables) for part in (index[::2], index[1::2])]
+    n = [len(half.self_ELH) for half in halves]
+    np.testing.assert_allclose(whole.cls_norm_S, np.average([h.cls_norm_S for h in halves], 0, n), rtol=1e-5)
+    sums = sum(half.share_EM.sum(0) for half in halves)
+    np.testing.assert_allclose(whole.share_EM.sum(0), sums, rtol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CONFIGS)
+def test_walk_on_a_gpu_matches_the_cpu(name, store, tables):
+    config, index = TrainConfig(model=CONFIGS[name]), np.arange(store.n_events)
+    model = awake(config.model)
+    on_cpu = look_inside(model, store, index, config, tables)
+    there = Tables(*(x.cuda() for x in vars(tables).values()))
+    on_gpu = look_inside(model.cuda(), store, index, config, there)
+    order = np.argsort(-store.n_doms, kind="stable")  # a CPU takes the longest events first
+    np.testing.assert_allclose(on_gpu.self_ELH[order], on_cpu.self_ELH, atol=1e-3)
+    np.testing.assert_allclose(on_gpu.mass_ELHM[order], on_cpu.mass_ELHM, atol=1e-3)
+    np.testing.assert_allclose(np.nanmean(on_gpu.rho_ELHV, 0), np.nanmean(on_cpu.rho_ELHV, 0), atol=0.02)
+    np.testing.assert_allclose(on_gpu.dom_norm_S, on_cpu.dom_norm_S, rtol=1e-3)
+    batches = list(token_batches(store, index, config, there))
+    groups, columns = {"z": [2]}, columns_of(config.model)
+    whole, shuffled = features.permuted_errors(model, batches, groups, columns, seed=0)
+    assert whole.shape == shuffled["z"].shape == (store.n_events,)
+
+
+# --- studies of heads -----------------------------------------------------------------------------
+
+
+def test_mean_and_error_skip_what_is_unknown():
+    values = np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32)
+    values[:7, 1] = np.nan
+    mean, error, n = heads.mean_and_error(values)
+    assert n.tolist() == [30, 23]
+    assert mean[1] == pytest.approx(values[7:, 1].mean(), abs=1e-6)
+    assert error[1] == pytest.approx(values[7:, 1].std(ddof=1) / np.sqrt(23), rel=1e-5)
+
+
+def test_uniform_attention_has_no_preference():
+    share = np.random.default_rng(1).dirichlet(np.ones(4), 50)
+    ratio, error = heads.relative_mass(share[:, None, :].copy(), share)
+    np.testing.assert_allclose(ratio, 1)
+    np.testing.assert_allclose(error, 0, atol=1e-12)
+
+
+def test_error_of_the_attention_ratio_is_that_of_repeated_samples():
+    rng = np.random.default_rng(2)
+
+    def sample():
+        share = rng.beta(2, 6, 200)
+        mass = np.clip(2 * share + rng.normal(0, 0.1, 200), 0, 1)
+        return heads.relative_mass(mass[:, None, None], share[:, None])
+
+    ratios, error = zip(*(sample() for _ in range(400)), strict=True)
+    assert np.mean(error) == pytest.approx(np.std(ratios), rel=0.15)
+
+
+def test_head_studies_name_the_strongest_head(walked):
+    _, _, inside, _ = walked
+    rho = np.full_like(inside.rho_ELHV, 0.1)
+    rho[:, 1, 0, 1] = -0.7
+    study = heads.specialisation(replace(inside, rho_ELHV=rho), "generated data")
+    assert study.scalars["strongest rho with z"] == "-0.700 ± 0.000 (L1.H0)"
+    assert "generated data" in study.caption
+    table = study.tables["by layer and head"]
+    assert table["z rho"][(table["layer"] == 1) & (table["head"] == 0)] == pytest.approx(-0.7)
+    study = heads.self_attention(inside, "generated data")
+    assert study.tables["by layer and head"]["weight"].reshape(-1, 2) == pytest.approx(
+        inside.self_ELH.mean(0), rel=1e-5
+    )
+    ratio = heads.multiplicity(inside, "generated data").tables["by layer"]["1 pulses"]
+    naive = inside.mass_ELHM[..., 0].mean((0, 2)) / inside.share_EM[:, 0].mean()
+    np.testing.assert_allclose(ratio, naive, rtol=1e-5)
+
+
+# --- studies of features --------------------------------------------------------------------------
+
+
+class OneColumn(nn.Module):
+    """Points along the mean over an event's DOMs of (column a, column b, 1)."""
+
+    def __init__(self, a, b):
+        super().__init__()
+        self.a, self.b = a, b
+
+    def forward(self, features_TF, mask, cls_E):
+        event_T = torch.searchsorted(cls_E, torch.arange(len(features_TF)), right=True) - 1
+        sums = torch.zeros(len(cls_E), 3)
+        rows = torch.stack([features_TF[:, self.a], features_TF[:, self.b], torch.ones(len(features_TF))], 1)
+        return sums.index_add(0, event_T, rows)
+
+
+def test_permutation_changes_only_what_a_model_reads(store, tables):
+    config = TrainConfig(model=replace(TINY, features="summary"))
+    columns = columns_of(config.model)
+    batches = list(token_batches(store, np.arange(store.n_events), config, tables))
+    z, event_charge = columns.names.index("z"), columns.names.index("event_charge")
+    model = OneColumn(z, event_charge)
+    groups = {"x": [0], "z": [z], "event_charge": [event_charge], "both": [z, event_charge]}
+    whole, shuffled = features.permuted_errors(model, batches, groups, columns, seed=0)
+    v = torch.cat([model(b.features_TF, None, b.cls_E) for b in batches])
+    true = torch.cat([b.target_E3 for b in batches])
+    np.testing.assert_allclose(whole, opening_angle_deg(v, true), atol=1e-6)
+    np.testing.assert_array_equal(shuffled["x"], whole)
+    assert all((shuffled[name] != whole).mean() > 0.8 for name in ("z", "event_charge", "both"))
+    again = features.permuted_errors(model, batches, groups, columns, seed=0)[1]
+    np.testing.assert_array_equal(again["both"], shuffled["both"])
+
+
+def test_event_level_columns_stay_equal_within_an_event(store, tables):
+    config = TrainConfig(model=replace(TINY, features="summary"))
+    columns = columns_of(config.model)
+    batches = list(token_batches(store, np.arange(store.n_events), config, tables))
+    column, seen = columns.names.index("event_doms"), []
+
+    class Look(OneColumn):
+        def forward(self, features_TF, mask, cls_E):
+            seen.append(features_TF[:, column])
+            return super().forward(features_TF, mask, cls_E)
+
+    features.permuted_errors(Look(0, 1), batches, {"event_doms": [column]}, columns, seed=1)
+    before, after = seen
+    new = {after[rows][1].item() for rows in events_of(batches[0])}
+    assert all(len(after[rows][1:].unique()) == 1 for rows in events_of(batches[0]))
+    assert new == {before[rows][1].item() for rows in events_of(batches[0])}
+    assert not torch.equal(before, after)
+
+
+def test_column_norms(store, tables):
+    model, columns = awake(TINY), columns_of(TINY)
+    with torch.no_grad():
+        model.input.layers[0].weight[:, columns.names.index("t1")] = 3 / 32**0.5
+    study = features.column_norms(model, columns, np.full(len(columns.names), 2.0))
+    norm = {name: model.input.layers[0].weight[:, i].norm().item() for i, name in enumerate(columns.names)}
+    by_feature = study.tables["by feature"]
+    assert dict(zip(by_feature["feature"], by_feature["norm"], strict=True)) == pytest.approx(norm, rel=1e-5)
+    assert norm["t1"] == pytest.approx(3)
+    assert study.tables["by type"]["share"].sum() == pytest.approx(1)
+    time = sum(norm[f"t{i}"] for i in (1, 2, 3)) / sum(norm.values())
+    assert study.scalars["share of time"] == pytest.approx(time, rel=1e-5)
+    slot = np.sqrt(norm["t2"] ** 2 + norm["q2"] ** 2 + norm["a2"] ** 2)
+    assert study.tables["by pulse slot"]["norm"][1] == pytest.approx(slot, rel=1e-5)
+    assert "no projection" in features.column_norms(awake(CONFIGS["none"]), columns, np.ones(13)).reason
+
+
+# --- studies of the residual stream and the head --------------------------------------------------
+
+
+def test_residual_scales():
+    model = awake(TINY)
+    with torch.no_grad():
+        model.blocks[1].scale_x.fill_(0.25)
+    table = residuals.scales(model).tables["by layer"]
+    assert table["scale_x"].tolist() == [1, 0.25]
+    assert table["scale_x0"] == pytest.approx([0.1, 0.1])
+    assert "v1" in residuals.scales(awake(CONFIGS["v1"])).reason
+
+
+def test_padding_is_empty_before_the_first_block(store, tables):
+    config = TrainConfig(model=CONFIGS["none"])
+    model = awake(config.model)
+    inside = look_inside(model, store, np.arange(20), config, tables)
+    table = residuals.padded_dimensions(model, inside, "generated data").tables["by stage"]
+    assert table["DOM padding"][0] == 0
+    assert table["DOM features"][0] == pytest.approx(32**0.5, rel=1e-5)
+    assert (table["DOM padding"][1:] > 0).all()
+    assert "input projection" in residuals.padded_dimensions(awake(TINY), inside, "").reason
+
+
+@given(st.integers(1, 12), st.floats(0.1, 10))
+@settings(max_examples=20)
+def test_ranks_of_equal_and_of_single_directions(n, size):
+    s = singular_values(size * np.linalg.qr(np.random.default_rng(n).normal(size=(15, n)))[0])
+    assert effective_rank(s) == pytest.approx(n)
+    assert participation_ratio(s) == pytest.approx(n)
+    single = singular_values(np.outer(np.arange(1, 6), np.arange(1, n + 1)))
+    assert effective_rank(single) == pytest.approx(1, abs=1e-5)
+
+
+def test_ranks_match_their_formulas():
+    matrix = np.random.default_rng(1).normal(size=(7, 4))
+    s = np.linalg.svd(matrix, compute_uv=False)
+    np.testing.assert_allclose(singular_values(matrix), s, rtol=1e-9)
+    np.testing.assert_allclose(singular_values(matrix.T), s, rtol=1e-9)
+    p = s / s.sum()
+    assert effective_rank(s) == pytest.approx(np.prod(p**-p))
+
+
+@pytest.mark.parametrize("components", [1, 2])
+def test_direction_head(components):
+    torch.manual_seed(0)
+    head = DirectionalHead(8, 16, components)
+    with torch.no_grad():
+        head.fc1.bias[:3] = -1e4
+        head.fc1.bias[3:] = 1e4
+        head.fc2.weight[:2] = torch.eye(2, 16) * 5
+        hidden = head.fc1(torch.randn(50, 8)).numpy()
+    scalars = direction_head.direction_head(head, hidden, "generated data").scalars
+    of = " of component 1" if components > 1 else ""
+    assert scalars["dead units"] == 3
+    assert scalars["mean activation rate"] == pytest.approx(13 / 16)
+    assert scalars[f"norm of row x{of}"] == pytest.approx(5)
+    assert scalars[f"cosine of rows x and y{of}"] == 0
+    assert ("norm of row w of component 2" in scalars) == (components == 2)
+    assert scalars["effective rank of activations"] <= 16
+
+
+# --- errors and bias ------------------------------------------------------------------------------
+
+
+def test_bias_matches_a_loop():
+    rng = np.random.default_rng(5)
+    true, v = rng.normal(size=(2, 400, 3))
+    true /= np.linalg.norm(true, axis=1, keepdims=True)
+    predictions = errors.Predictions(v, true, rng.integers(20, 300, 400))
+    study = errors.bias(predictions, "generated data")
+    residual = v / np.linalg.norm(v, axis=1, keepdims=True) - true
+    np.testing.assert_allclose(study.tables["overall"]["bias"], residual.mean(0))
+    np.testing.assert_allclose(study.tables["overall"]["se"], residual.std(0, ddof=1) / 20)
+    up = np.degrees(np.arccos(true[:, 2])) < 30
+    assert study.tables["z by true zenith"]["z bias"][0] == pytest.approx(residual[up, 2].mean())
+    few = predictions.n_pulses_E < 50
+    assert study.tables["z by pulses"]["se"][0] == pytest.approx(residual[few, 2].std(ddof=1) / few.sum() ** 0.5)
+    assert study.tables["z by pulses"]["events"].sum() == 400
+    percentiles = errors.error_percentiles(predictions, "generated data")
+    assert percentiles.scalars["P25 (°)"] == pytest.approx(np.quantile(opening_angle_deg(v, true), 0.25))
+
+
+# --- the commands ---------------------------------------------------------------------------------
+
+
+def write_folder(folder, pulses):
+    ends = pulses.offsets_E1.numpy()
+    write_batch(folder / "train" / "batch_1.parquet", pulses)
+    meta = Events(pulses.event_id_E.numpy(), ends[:-1], ends[1:] - 1, pulses.azimuth_E.numpy(), pulses.zenith_E.numpy())
+    write_meta(folder / "train_meta.parquet", {1: meta})
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory, make_pulses):
+    """A labelled folder, runs on it (v1 on summaries, v2 without projection, T1/T2), and a folder of other events."""
+    root = tmp_path_factory.mktemp("analysis")
+    counts = np.random.default_rng(8).integers(20, 80, 140)
+    pulses = make_pulses(counts, seed=9, sensors=300)
+    for name in ("data", "other"):
+        (root / name / "train").mkdir(parents=True)
+    write_folder(root / "data", pulses)
+    write_folder(root / "other", replace(pulses, event_id_E=pulses.event_id_E + 1_000_000))
+    data = DataConfig(data=str(root / "data"), store=str(root / "store"), val_events=60)
+    for name, model_config in (("a", CONFIGS["v1"]), ("b", CONFIGS["none"]), ("c", T1T2)):
+        config, run = TrainConfig(model=model_config, data=data), root / name
+        run.mkdir()
+        (run / "config.json").write_text(to_json(config))
+        prepared = prepare(data, seed=0, device="cpu")
+        model = awake(model_config, seed=1)
+        save_weights(run / "weights.safetensors", model)
+        train, held_out = split(prepared.cache, data)
+        remember_training_events(run, prepared.cache.event_id[train])
+        tables = Tables.of(folder_geometry(root / "data"), "cpu")
+        write_evaluation(run, model, prepared.cache, held_out, config, tables, label=prepared.label)
+    return root
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leaves the drawing out, which takes longer than all the rest."""
+    for module, names in (
+        (figures, ("bars", "cumulatives", "heatmaps", "lines", "spectra")),
+        (report, ("cumulative",)),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, lambda *args, **options: None)
+    monkeypatch.setattr(output, "to_png", lambda figure: b"png")
+    monkeypatch.setattr(Page, "figure", lambda *args, **options: None)
+
+
+def run_json(argv, capsys):
+    capsys.readouterr()
+    assert main([*argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_analyze_draws(workshop, capsys):
+    out = run_json(["analyze", str(workshop / "b"), "--device", "cpu"], capsys)
+    for study in out["scalars"]:
+        assert (workshop / "b" / "analysis" / f"{study}.png").read_bytes().startswith(b"\x89PNG"), study
+    assert (workshop / "b" / "analysis.html").read_text().count("<svg") == len(out["scalars"])
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda x: figures.bars(["a", "b", "c"], x, "x", low=x - 0.1, high=x + 0.1),
+        lambda x: figures.cumulatives(np.arange(3), {"one": x, "two": x / 2}),
+        lambda x: figures.heatmaps({"t1": np.outer(x, x), "z": np.full((3, 3), np.nan)}, "rho", signed=True),
+        lambda x: figures.lines(["input", "block 0", "end"], {"long": x, "short": x[:2]}, "y", reference=1),
+        lambda x: figures.lines(list("abc"), {"y": x}, "y", errors={"y": x / 9}, log=True),
+        lambda x: figures.spectra({"fc1": x[::-1]}, "s"),
+    ],
+    ids=["bars", "cumulatives", "heatmaps", "lines", "log lines", "spectra"],
+)
+def test_figures_can_be_drawn(draw):
+    assert to_png(draw(np.array([0.2, 0.5, 1.0])), dpi=20).startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    ("name", "absent"),
+    [
+        ("a", {"residual_scales", "padded_dimensions"}),
+        ("b", {"feature_norms"}),
+        ("c", {names[0] for names in INSIDE}),
+    ],
+)
+def test_analyze_writes_arrays_tables_figures_and_a_page(workshop, name, absent, capsys):
+    run = workshop / name
+    out = run_json(["analyze", str(run), "--device", "cpu"], capsys)
+    assert (out["n_events"], set(out["absent"])) == (60, absent)
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert out["scalars"]["errors"]["mean (°)"] == pytest.approx(evaluation["predictors"]["model"]["mean_deg"]["value"])
+    for study in out["scalars"]:
+        for suffix in ("npz", "csv", "png"):
+            assert (run / "analysis" / f"{study}.{suffix}").stat().st_size > 0, (study, suffix)
+    page = (run / "analysis.html").read_text()
+    assert page.count("Does not apply") == len(absent)
+    assert "labelled data of data" in page
+    assert 'src="http' not in page
+    if "head_specialisation" in absent:
+        assert "HierarchicalTransformer" in out["absent"]["head_specialisation"]
+        assert out["scalars"]["direction_head"]["effective rank of fc1"] > 1
+        return
+    with np.load(run / "analysis" / "head_specialisation.npz") as arrays:
+        rho = arrays["rho_LHV"]
+    rows = list(csv.DictReader((run / "analysis" / "head_specialisation.csv").read_text().splitlines()))
+    np.testing.assert_allclose([float(row["z rho"]) for row in rows], rho[..., 1].ravel())
+    with np.load(run / "analysis" / "feature_permutation.npz") as arrays:
+        increase = (arrays["permuted_error_deg"] - arrays["error_deg"]).mean(1)
+    table = list(csv.DictReader((run / "analysis" / "feature_permutation.csv").read_text().splitlines()))
+    np.testing.assert_allclose([float(row["increase"]) for row in table], increase)
+    assert all(float(row["low"]) <= float(row["increase"]) <= float(row["high"]) for row in table)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_analyze_looks_at_unseen_events_only(workshop, capsys):
+    run = str(workshop / "b")
+    assert main(["analyze", run, "--data", str(workshop / "data")]) == 1
+    assert "were trained on" in capsys.readouterr().err
+    out = run_json(["analyze", run, "--data", str(workshop / "data"), "--drop-seen", "--events", "50"], capsys)
+    assert out["n_events"] == 50
+    config = from_json(TrainConfig, (workshop / "b" / "config.json").read_text())
+    others = held_out_events(workshop / "b", config, torch.device("cpu"), data=workshop / "other", max_events=30)
+    assert (others.index_N.size, others.label) == (30, "labelled data of other")
+    assert others.spread(7).tolist() == [0, 4, 8, 12, 17, 21, 25]
+    assert main(["analyze", run, "--events", "40"]) == 0
+    text = capsys.readouterr().out
+    assert "40 held-out events" in text
+    assert "Feature importance: column norms: does not apply, input = none" in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_analyze_says_when_its_events_are_gone(workshop, tmp_path, capsys):
+    config = json.loads((workshop / "b" / "config.json").read_text())
+    for name in ("weights.safetensors", "train_event_ids.npy", "predictions.npz"):
+        (tmp_path / name).write_bytes((workshop / "b" / name).read_bytes())
+    config["data"]["data"] = str(tmp_path / "nothing")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(["analyze", str(tmp_path)]) == 1
+    assert "give --data" in capsys.readouterr().err
+    config["data"]["data"] = str(workshop / "data")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with np.load(tmp_path / "predictions.npz") as saved:
+        moved = dict(saved)
+    moved["zenith"] = moved["zenith"][::-1]
+    np.savez(tmp_path / "predictions.npz", **moved)
+    assert main(["analyze", str(tmp_path)]) == 1
+    assert "not those of its predictions.npz" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_compare_puts_runs_side_by_side(workshop, tmp_path, capsys):
+    a, b = workshop / "a", workshop / "b"
+    for run in (a, b):
+        run_json(["analyze", str(run), "--events", "30"], capsys)
+    out = run_json(["compare", str(a), str(b), "--out", str(tmp_path / "c.html")], capsys)
+    assert out == json.loads((tmp_path / "c.json").read_text()) | {"page": str(tmp_path / "c.html")}
+    assert out["facts"]["arch"] == {"a": "v1", "b": "v2"}
+    with np.load(a / "predictions.npz") as x, np.load(b / "predictions.npz") as y:
+        difference = (y["error_deg"] - x["error_deg"]).mean()
+    (paired,) = out["paired"]
+    assert (paired["run"], paired["against"], paired["n"]) == ("b", "a", 60)
+    assert paired["difference_deg"] == pytest.approx(difference)
+    assert paired["low"] < paired["difference_deg"] < paired["high"]
+    assert 0 < paired["p"] <= 1
+    assert out["analysis"]["residual_scales"]["layer 0, scale_x"] == {"a": None, "b": 1.0}
+    assert "v1" in out["analysis"]["residual_scales"]["does not apply"]["a"]
+    assert "Paired difference" in (tmp_path / "c.html").read_text()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_compare_pairs_only_the_same_events(workshop, tmp_path, capsys):
+    other = tmp_path / "moved"
+    other.mkdir()
+    for name in ("config.json", "weights.safetensors", "evaluation.json"):
+        (other / name).write_bytes((workshop / "a" / name).read_bytes())
+    with np.load(workshop / "a" / "predictions.npz") as saved:
+        moved = dict(saved)
+    np.savez(other / "predictions.npz", **(moved | {"zenith": np.pi - moved["zenith"]}))
+    out = run_json(["compare", str(workshop / "a"), str(other)], capsys)
+    assert "two true directions" in out["paired"][0]["why_not"]
+    assert out["not_analysed"] == ["moved"]
+    np.savez(other / "predictions.npz", **(moved | {"event_id": moved["event_id"] + 10**6}))
+    out = run_json(["compare", str(workshop / "a"), str(other)], capsys)
+    assert out["paired"][0]["why_not"] == "too few events in common"
+    assert main(["compare", str(workshop / "a")]) == 1
+    assert "at least two" in capsys.readouterr().err

@@ -1,0 +1,58 @@
+"""numpy files: written whole or not at all, read without pickles and with one error for every way they can be bad."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from lab_shared.errors import UserError
+from lab_shared.files import atomic_write
+
+
+class ArrayFileError(UserError):
+    """A .npy or .npz file that is missing, damaged, or holds pickled objects; the message names it."""
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write a .npy file atomically. Raises StorageError, and ValueError for an array of objects."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    atomic_write(path, buffer.getvalue())
+
+
+def save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write a compressed .npz file atomically. Raises StorageError."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # typed as if a name could be allow_pickle
+    atomic_write(path, buffer.getvalue())
+
+
+def load_array(path: str | Path, *, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    """The array of a .npy file, memory-mapped if asked. Raises ArrayFileError."""
+    try:
+        array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+    except Exception as error:  # numpy's parsers of headers and sizes raise a dozen kinds; the file is at fault in all
+        raise _unreadable(path, error) from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise ArrayFileError(f"{path} is an archive of arrays (.npz) where one array (.npy) should be: make it again")
+    return array
+
+
+def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """Name -> array of a .npz file. Raises ArrayFileError."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
+    except Exception as error:  # and so do zipfile and zlib
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str | Path, error: Exception) -> ArrayFileError:
+    if isinstance(error, FileNotFoundError):
+        return ArrayFileError(f"there is no {path}")
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return ArrayFileError(f"{path} is no readable numpy file ({reason}): make or fetch it again")
