@@ -1,7 +1,7 @@
 # Short names for the commands people use. Needs python3 >= 3.11, make and a network that reaches PyPI; uv is fetched when missing.
 #   make train-iceaggr ARGS="--seed 1"      NPROC=2 make train-iceaggr
 .DEFAULT_GOAL := help
-.PHONY: help setup lock lint types imports test isolated check slow gpu bench golden wheels
+.PHONY: help setup lock lint types imports test isolated check slow gpu bench walk golden wheels report costs faults fuzz audit
 SHELL := /bin/bash
 # Where it is set, every process would compile torch anew: seconds for each of them.
 unexport PYTHONDONTWRITEBYTECODE
@@ -36,7 +36,7 @@ lint: setup  ## ruff: style and formatting
 	$(RUN) ruff format --check .
 
 types: setup  ## mypy on every package
-	$(RUN) mypy shared/src tools $(foreach p,$(PACKAGES),packages/$(p)/src)
+	$(RUN) mypy shared/src tools examples/mirror/src $(foreach p,$(PACKAGES),packages/$(p)/src)
 
 imports: setup  ## import contracts: packages -> lab_shared, never sideways
 	$(RUN) lint-imports
@@ -65,15 +65,33 @@ train-%: setup  ## train an experiment: train-iceaggr (no data needed: it simula
 	  $(RUN) torchrun --standalone --nproc-per-node=$(NPROC) -m $(subst -,_,$*) train $(ARGS); \
 	else $(RUN) $* train $(ARGS); fi
 
+report: setup  ## every table, figure and claim of the READMEs from the records (ARGS=--check: only say what is stale)
+	$(RUN) python tools/report.py $(ARGS)
+
+costs: setup  ## COSTS.md from the committed speeds
+	$(RUN) python tools/costs.py --write
+
 report-%: setup  ## rebuild a run's report: make report-iceaggr ARGS=runs/iceaggr/...
 	$(RUN) $* report $(ARGS)
 
 bench: setup  ## speed suite on this machine's device; JSON under each package's results/
 	$(RUN) python tools/bench.py $(ARGS)
 
+walk: setup  ## every command of the READMEs is checked (ARGS=--run: the short ones are run as well)
+	$(RUN) python tools/walk.py $(ARGS)
+
 golden: setup  ## rewrite the golden losses and show what would change
 	LAB_UPDATE_GOLDEN=1 $(RUN) pytest -q -k golden $(ARGS)
-	@git --no-pager diff --stat -- '*golden*'; git --no-pager diff -- '*golden*'
+	@git status --short -- '*golden*'; git --no-pager diff -- '*golden*'
+
+faults: setup  ## kill -9 and full disks in everything that trains, caches or generates (ARGS="--only train-iceaggr")
+	$(RUN) python tools/faults.py $(ARGS)
+
+fuzz: setup  ## damaged and forged files for every reader (ARGS="--cases 500 --only checkpoint")
+	$(RUN) python tools/fuzz.py $(ARGS)
+
+audit: | $(UV)  ## known vulnerabilities of what uv.lock pins; asks a public service
+	$(UV) audit --locked
 
 wheels: | $(UV)  ## build every package's wheel into dist/
 	$(UV) build --quiet --all-packages --wheel --out-dir dist

@@ -11,8 +11,11 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from evidence.speeds import Speed, limit, plain, speeds
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITES = {
@@ -26,6 +29,8 @@ SUITES = {
     ),
     "gauge-attn": ([sys.executable, "-m", "gauge_attn", "bench"], "packages/gauge_attn/results/bench/gauge-attn"),
 }
+SLOWER_BELOW = 0.8
+"""A speed below this share of the last record's is flagged. Timings of shared machines vary by 30% and more."""
 
 
 def main() -> int:
@@ -33,49 +38,71 @@ def main() -> int:
     parser.add_argument("--device", default=None, help="cpu or cuda; default: cuda when there is one")
     parser.add_argument("--only", nargs="*", choices=list(SUITES), default=list(SUITES))
     parser.add_argument("--record", action="store_true", help="replace the records in the repository")
+    parser.add_argument("--out", type=Path, help="write what was measured, required and recorded into this JSON file")
     args = parser.parse_args()
     device = args.device
     if device is None:
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    failed = []
+    failed, found = [], {}
     for name in args.only:
-        command, record = SUITES[name]
+        command, kept = SUITES[name]
         print(f"== {name} on {device}", flush=True)
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "out.json"
-            command = [*command, "--device", device, "--out", str(out)]
-            if subprocess.run(command, cwd=ROOT, check=False).returncode:
-                failed.append(name)
-                continue
-            kept = ROOT / f"{record}-{device}.json"
-            if kept.exists():
-                compare(json.loads(kept.read_text()), json.loads(out.read_text()))
-            if args.record:
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                kept.write_text(out.read_text())
+        record = run(command, device)
+        if record is None:
+            failed.append(name)
+            continue
+        path = ROOT / f"{kept}-{device}.json"
+        found[name] = compare(record, json.loads(path.read_text()) if path.is_file() else [])
+        print(text(found[name]), flush=True)
+        if args.record:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(record, indent=1) + "\n")
+    if args.out is not None:
+        args.out.write_text(json.dumps({"device": device, "suites": found}, indent=1) + "\n")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def compare(before: Any, now: Any) -> None:
-    """Print every rate that both records hold, and their ratio."""
-    old, new = rates(before), rates(now)
-    for name in old.keys() & new.keys():
-        print(f"  {name:40} {new[name]:14,.0f}   last record {old[name]:14,.0f}   x{new[name] / old[name]:.2f}")
+def run(command: Sequence[str], device: str) -> Any | None:
+    """The record that a suite writes; None if it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.json"
+        ended = subprocess.run([*command, "--device", device, "--out", str(out)], cwd=ROOT, check=False)
+        return None if ended.returncode else json.loads(out.read_text())
 
 
-def rates(record: Any) -> dict[str, float]:
-    """Row -> its first rate, of a record that is a list of rows or holds one under "rows"."""
-    rows = record if isinstance(record, list) else record.get("rows", [])
-    found = {}
+def compare(now: Any, before: Any) -> list[dict[str, Any]]:
+    """A row per speed: what was measured, what is required, and how many times as fast as in the last record."""
+    last = speeds(before)
+    rows = [_row(speed, last.get(name)) for name, speed in speeds(now).items()]
+    judged = now.get("requirements", []) if isinstance(now, Mapping) else []
+    words = {True: "met", False: "NOT met"}
+    return rows + [
+        {"name": r["what"], "value": r["measured"], "unit": "", "required": r["required"], "met": words[r["met"]]}
+        for r in judged
+    ]
+
+
+def _row(speed: Speed, last: Speed | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": speed.name, "value": speed.value, "unit": speed.unit, "met": speed.met}
+    if speed.required is not None:
+        row["required"] = f"{'<=' if speed.at_most else '>='} {limit(speed.required)}"
+    if last is not None and last.unit == speed.unit:
+        row |= {"ratio": speed.over(last), "slower": speed.over(last) < SLOWER_BELOW}
+    return row
+
+
+def text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as aligned lines."""
+    lines = [f"  {'':46}{'measured':>14} {'':10}{'required':>14} {'':8} of the last record"]
     for row in rows:
-        rate = next((value for key, value in row.items() if key.endswith("_per_s") and value), None)
-        if rate is not None:
-            found[row.get("stage") or row["name"]] = rate
-    return found
+        ratio = f"x{row['ratio']:.2f}{'  SLOWER' if row['slower'] else ''}" if "ratio" in row else ""
+        measured = f"{plain(row['value']):>14} {row['unit']:10}"
+        lines.append(f"  {row['name']:46}{measured}{row.get('required', ''):>14} {row['met']:8} {ratio}".rstrip())
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -146,7 +146,12 @@ def main() -> int:
         records = bench_blocks("cuda", 230_000, args.repeats) + bench_cuda(2**18, args.repeats)
     else:
         records = bench_blocks("cpu", 16_384, args.repeats) + bench_cpu(4096, args.repeats)
-    text = json.dumps({"command": sys.argv, "environment": environment(args.device), "records": records}, indent=1)
+    record = {"command": sys.argv, "environment": environment(args.device), "records": records}
+    if args.device == "cuda":
+        fast = next(1e3 * r["median_s"] for r in records if r["way"] == "from offsets")
+        what = "milliseconds for the block lists of 230,000 tokens from offsets"
+        record["requirements"] = [{"what": what, "measured": fast, "required": "< 1", "met": fast < 1}]
+    text = json.dumps(record, indent=1)
     if args.out is None:
         print(text)
     else:

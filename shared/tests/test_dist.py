@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lab_shared.dist import Dist, init, weighted_mean_loss
+from lab_shared.dist import Dist, average_gradients, elastic_job, init, torchrun, weighted_mean_loss
 from lab_shared.errors import UserError
 from lab_shared.optim import clip_grads, make_optimizer
 from torch import nn
@@ -41,9 +41,22 @@ def train(dist: Dist) -> Arrays:
         out |= {f"gradient{step}.{k}": p.grad.clone() for k, p in model.named_parameters()}
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+    out["averaged"] = averaged(dist)
     dist.barrier()
     out |= {f"weight.{k}": p.detach() for k, p in model.named_parameters()}
     return {k: v.numpy() for k, v in out.items()}
+
+
+def averaged(dist: Dist) -> torch.Tensor:
+    """The gradient of the same mean over 7 examples without DistributedDataParallel."""
+    x = torch.randn(7, 4, generator=torch.Generator().manual_seed(1))
+    weight, unused = nn.Parameter(torch.arange(12.0).view(4, 3)), nn.Parameter(torch.ones(2))
+    mine = x if dist.world == 1 else x[:5] if dist.is_main else x[5:]
+    ((mine @ weight).square().sum() * dist.world / 7).backward()
+    average_gradients([weight, unused], dist)
+    assert weight.grad is not None
+    assert unused.grad is None
+    return weight.grad
 
 
 def main(folder: str) -> None:
@@ -169,10 +182,21 @@ def test_init_refuses_a_missing_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         init("cuda")
 
 
+def test_init_refuses_restarts_that_would_meet_the_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = {"RANK": 0, "WORLD_SIZE": 4, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2, "TORCHELASTIC_MAX_RESTARTS": 1}
+    for name, value in (place | {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "mine"}).items():
+        monkeypatch.setenv(name, str(value))
+    assert elastic_job() == "mine"
+    with pytest.raises(UserError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        init("cpu")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    assert elastic_job() is None
+
+
 @pytest.mark.slow
 def test_under_torchrun_itself(tmp_path: Path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run([*launch, __file__, str(tmp_path)], env=environment(OMP_NUM_THREADS=1), check=True, timeout=300)
+    launch = torchrun(2, __file__, str(tmp_path))
+    subprocess.run(launch, env=environment(OMP_NUM_THREADS=1), check=True, timeout=300)
     assert (tmp_path / "rank1.npz").exists()
 
 

@@ -81,8 +81,8 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Cal
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # or it would listen on the network too
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_health_check_period_ms": "500",  # a dead node is noticed in seconds rather than half a minute
-        "RAY_health_check_failure_threshold": "2",
+        "RAY_health_check_period_ms": "1000",  # a dead node is noticed in seconds rather than half a minute
+        "RAY_health_check_failure_threshold": "5",
     }
     program = [sys.executable, str(folder / "program.py"), str(folder / "sweep")]
     done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300)

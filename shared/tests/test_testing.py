@@ -63,6 +63,10 @@ def test_golden(tmp_path, monkeypatch):
     assert json.loads(path.read_text()) == values
     golden(path, values)
     golden(path, [0.1 * (1 + 5e-8), 1 / 3, 2.0])
+    monkeypatch.setenv("LAB_UPDATE_GOLDEN", "1")
+    golden(path, [0.1 * (1 + 5e-8), 1 / 3, 2.0])
+    assert json.loads(path.read_text()) == values, "what has not moved is not rewritten"
+    monkeypatch.delenv("LAB_UPDATE_GOLDEN")
     with pytest.raises(AssertionError, match=r"value 1 is 0.3334, golden 0.333333.*relative change 0.0002"):
         golden(path, [0.1, 0.3334, 2.0])
     with pytest.raises(AssertionError, match="3 golden values, 2 measured"):

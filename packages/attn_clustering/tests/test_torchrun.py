@@ -35,9 +35,9 @@ def die_in_the_middle() -> None:
     MuonAdamW.step = step_or_die
 
 
-def on_two_processes(out: Path, how: str, *, max_restarts: int = 0) -> Path:
-    program = torchrun(2, __file__, how, *TRAIN, "--out", str(out), max_restarts=max_restarts)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+def on_two_processes(out: Path, how: str, *flags: str, max_restarts: int = 0) -> Path:
+    program = torchrun(2, __file__, how, *TRAIN, *flags, "--out", str(out), max_restarts=max_restarts)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return out
@@ -68,6 +68,21 @@ def test_after_a_killed_worker_the_job_goes_on_from_its_checkpoint(tmp_path: Pat
     assert (out / "dirty.resume1.diff").exists() or '"resumes": []' not in (out / "manifest.json").read_text()
     one, other = (load_file(folder / "weights.safetensors") for folder in (out, two))
     assert all(np.array_equal(weight, other[name]) for name, weight in one.items())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graph", ["off", "on"])
+def test_two_gpus_learn_what_one_does(tmp_path: Path, graph: str) -> None:
+    """With DistributedDataParallel, and with the sum over ranks inside the recorded step."""
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    flags = ["--device", "cuda", "--optim.dtype", "float32", "--optim.steps", "8", "--optim.step-graph", graph]
+    assert main([*TRAIN, *flags, "--out", str(tmp_path / "one")]) == 0
+    on_two_processes(tmp_path / "two", "whole", *flags)
+    one, two = ([record["loss"] for record in read_metrics(tmp_path / name, "train")] for name in ("one", "two"))
+    assert two == pytest.approx(one, abs=2e-3)
 
 
 if __name__ == "__main__":

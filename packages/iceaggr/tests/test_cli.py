@@ -127,7 +127,7 @@ def test_report_and_display_are_self_contained_pages(folders, tmp_path):
         (["train", "--resume", "X", "--seed", "1"], 2, "--resume takes no other option"),
         (["simulate", "--out", "X", "--events", "-3"], 2, "not a positive number"),
         (["inspect", "/nonexistent"], 1, "/nonexistent"),
-        (["evaluate", "/nonexistent", "--data", "/nonexistent"], 1, "no run folder"),
+        (["evaluate", "/nonexistent", "--data", "/nonexistent"], 1, "no finished run"),
         (["train", "--resume", "/nonexistent"], 1, "/nonexistent"),
         (["train", "quick", "--data", "/nonexistent", "--out", "{tmp}/r"], 1, "/nonexistent"),
     ],

@@ -178,9 +178,9 @@ def test_command_of_a_run_on_several_processes(run):
     ("name", "content", "message"),
     [
         ("evaluation.json", b"{", "evaluation.json is not valid JSON"),
-        ("manifest.json", b"[]", "JSON list"),
+        ("manifest.json", b"[]", "no JSON object"),
         ("evaluation.json", b'{"n_events": 1}', "lacks label, predictors"),
-        ("predictions.npz", b"no zip", "predictions.npz is not a readable npz"),
+        ("predictions.npz", b"no zip", "predictions.npz is not a readable numpy"),
         ("predictions.npz", {"event_id": [1]}, "lacks azimuth"),
         (
             "predictions.npz",

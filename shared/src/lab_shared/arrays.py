@@ -33,19 +33,21 @@ def save_arrays(path: Path, **arrays: np.ndarray) -> None:
 def load_array(path: str | Path, *, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
     """The array of a .npy file, memory-mapped if asked. Raises ArrayFileError."""
     try:
-        array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+        with open(path, "rb") as file:
+            archive = file.read(2) == b"PK"
+        if not archive:
+            array: np.ndarray = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+            return array
     except Exception as error:  # numpy's parsers of headers and sizes raise a dozen kinds; the file is at fault in all
         raise _unreadable(path, error) from error
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise ArrayFileError(f"{path} is an archive of arrays (.npz) where one array (.npy) should be: make it again")
-    return array
+    raise ArrayFileError(f"{path} is an archive of arrays (.npz) where one array (.npy) should be: make it again")
 
 
 def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """Name -> array of a .npz file. Raises ArrayFileError."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, because numpy leaves a file open that is no archive.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             return dict(archive)
     except Exception as error:  # and so do zipfile and zlib
         raise _unreadable(path, error) from error
@@ -55,4 +57,4 @@ def _unreadable(path: str | Path, error: Exception) -> ArrayFileError:
     if isinstance(error, FileNotFoundError):
         return ArrayFileError(f"there is no {path}")
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return ArrayFileError(f"{path} is no readable numpy file ({reason}): make or fetch it again")
+    return ArrayFileError(f"{path} is not a readable numpy file ({reason}): make or fetch it again")

@@ -66,7 +66,8 @@ def decode_tree(data: bytes, source: str = "the data") -> dict[str, Any]:
     try:
         tree = _unpack(packed, tensors)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{source} was not written by this program: {error!r} in its tree") from error
+        reason = f"{type(error).__name__}: {error!s:.200}"
+        raise CheckpointError(f"{source} was not written by this program ({reason})") from error
     if not isinstance(tree, dict):
         raise CheckpointError(f"{source} was not written by this program: its tree is a {type(tree).__name__}")
     return tree

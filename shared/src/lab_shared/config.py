@@ -133,7 +133,8 @@ def _decode_dataclass(cls: Any, data: Any, path: str) -> Any:
     for key in data:
         if key not in known:
             raise ConfigError(
-                f"unknown key {_join(path, key)!r}{_did_you_mean(key, known)}; {cls.__name__} has {', '.join(known)}"
+                f"unknown key {_join(path, key)!r:.100}{_did_you_mean(key, known)}; "
+                f"{cls.__name__} has {', '.join(known)}"
             )
     for name, f in known.items():
         if name not in data and f.default is MISSING and f.default_factory is MISSING:
@@ -196,7 +197,7 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     counts = Counter(key for key, _ in pairs)
     for key, count in counts.items():
         if count > 1:
-            raise ConfigError(f"key {key!r} appears {count} times in one object")
+            raise ConfigError(f"key {key!r:.100} appears {count} times in one object")
     return dict(pairs)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -183,6 +184,17 @@ def weighted_mean_loss(loss_sum: Tensor, n: Tensor | int, dist: Dist) -> Tensor:
     if dist.world > 1:
         torch.distributed.all_reduce(total)
     return loss_sum * (dist.world / total)
+
+
+def average_gradients(params: Sequence[nn.Parameter], dist: Dist) -> None:
+    """Replace the gradients by their means over ranks, in one collective. Nothing is read back to the host."""
+    if dist.world == 1:
+        return
+    grads = [p.grad for p in params if p.grad is not None]
+    flat = torch.cat([grad.flatten() for grad in grads]).div_(dist.world)
+    torch.distributed.all_reduce(flat)
+    means = flat.split([grad.numel() for grad in grads])
+    torch._foreach_copy_(grads, [mean.view_as(grad) for mean, grad in zip(means, grads, strict=True)])
 
 
 def _as_tensor(value: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:

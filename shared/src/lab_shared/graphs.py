@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lab_shared.dist import Dist, average_gradients
 from lab_shared.optim import clip_grads
 
 EAGER_STEPS = 3
@@ -30,15 +31,24 @@ class StepGraph:
     only. optimizer: of `make_optimizer`; its groups' `lr` are read anew in every step, everything else is recorded.
     clip: limit of the gradient norm; None only measures.
 
-    The first EAGER_STEPS calls, and all calls off CUDA, are ordinary steps. For one process: gradients are not
-    averaged over ranks. Do not load other weights or another optimiser state once it has recorded.
+    dist: of several ranks the gradients are averaged, as DistributedDataParallel does, which must not be around the
+    model: all in one sum after the backward pass, recorded with the rest. All ranks must begin with the same weights.
+
+    The first EAGER_STEPS calls, and all calls off CUDA, are ordinary steps. Do not load other weights or another
+    optimiser state once it has recorded.
     Source: PyTorch's notes on CUDA graphs (whole-network capture).
     """
 
     def __init__(
-        self, loss_of: Callable[..., Tensor], model: nn.Module, optimizer: Optimizer, *, clip: float | None = None
+        self,
+        loss_of: Callable[..., Tensor],
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        clip: float | None = None,
+        dist: Dist | None = None,
     ) -> None:
-        self._loss_of, self._optimizer = loss_of, optimizer
+        self._loss_of, self._optimizer, self._dist = loss_of, optimizer, dist or Dist()
         self._clip = math.inf if clip is None else clip
         self._params = [p for p in model.parameters() if p.requires_grad]
         self._on_cuda = self._params[0].is_cuda
@@ -71,6 +81,7 @@ class StepGraph:
     def _step(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         loss = self._loss_of(*inputs)
         loss.backward()
+        average_gradients(self._params, self._dist)
         norm = clip_grads(self._params, self._clip)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -88,7 +99,9 @@ class StepGraph:
             if "capturable" in group:  # torch's optimisers refuse to be recorded without
                 group["capturable"] = True
         try:
-            with torch.cuda.graph(self._graph, stream=self._stream):
+            # Of several ranks NCCL's own thread asks for its events meanwhile, which "global" forbids to all threads.
+            mode = "global" if self._dist.world == 1 else "thread_local"
+            with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode=mode):
                 self._result = self._step(*self._inputs)
         finally:
             for group, old in zip(groups, before, strict=True):

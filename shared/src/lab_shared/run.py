@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 
@@ -253,9 +253,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{file} is damaged ({error}): start a new run in another folder") from error
+        raise RunError(f"{file} is damaged ({error!s:.300}): start a new run in another folder") from error
     kinds = {"seed": int, "resume_command": str, "wandb": str, "project": str, "wandb_id": str, "resumes": list}
     wrong = [name for name, kind in kinds.items() if not isinstance(facts, dict) or type(facts.get(name)) is not kind]
+    if not wrong and facts["wandb"] not in get_args(WandbMode):
+        wrong = ["wandb"]
     if wrong:
         raise RunError(f"{file} is damaged (no {', '.join(wrong)}): start a new run in another folder")
     return facts

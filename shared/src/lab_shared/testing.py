@@ -71,8 +71,8 @@ def golden(path: str | Path, values: Sequence[float], *, rtol: float = 1e-7) -> 
     """Compare `values` (the losses of a few fp32 steps on CPU) with the list of numbers committed at `path`.
 
     A refactor must not move them; a change that means to runs the tests with LAB_UPDATE_GOLDEN=1, which
-    rewrites the file, and the diff is reviewed. A missing file fails: nothing is ever created without that
-    variable.
+    rewrites a file whose values moved by more than `rtol`, and the diff is reviewed. A missing file fails:
+    nothing is ever created without that variable.
 
     Raises AssertionError naming the first value that moved.
     """
@@ -80,24 +80,32 @@ def golden(path: str | Path, values: Sequence[float], *, rtol: float = 1e-7) -> 
     measured = [float(v) for v in values]
     if not measured or not all(math.isfinite(v) for v in measured):
         raise AssertionError(f"golden values must be finite and at least one, got {measured}")
-    if os.environ.get("LAB_UPDATE_GOLDEN") == "1":
-        path.parent.mkdir(parents=True, exist_ok=True)
-        one_per_line = ",\n".join(f"  {v!r}" for v in measured)  # for readable diffs
-        path.write_text(f"[\n{one_per_line}\n]\n")
+    difference = _moved(path, measured, rtol)
+    if difference is None:
         return
+    if os.environ.get("LAB_UPDATE_GOLDEN") != "1":
+        raise AssertionError(difference)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    one_per_line = ",\n".join(f"  {v!r}" for v in measured)  # for readable diffs
+    path.write_text(f"[\n{one_per_line}\n]\n")
+
+
+def _moved(path: Path, measured: Sequence[float], rtol: float) -> str | None:
+    """How the measured values differ from those of the file; None where they agree."""
     if not path.exists():
-        raise AssertionError(f"no golden file {path}: create it with LAB_UPDATE_GOLDEN=1 and commit it")
+        return f"no golden file {path}: create it with LAB_UPDATE_GOLDEN=1 and commit it"
     expected = json.loads(path.read_text())
     if len(expected) != len(measured):
-        raise AssertionError(f"{path}: {len(expected)} golden values, {len(measured)} measured")
+        return f"{path}: {len(expected)} golden values, {len(measured)} measured"
     for i, (want, got) in enumerate(zip(expected, measured, strict=True)):
         if abs(got - want) > rtol * abs(want):
             moved = abs(got - want) / abs(want) if want else math.inf
-            raise AssertionError(
+            return (
                 f"{path}: value {i} is {got!r}, golden {want!r} "
                 f"(relative change {moved:.2g}, allowed {rtol:g}). "
                 "If the change is meant, rewrite the file with LAB_UPDATE_GOLDEN=1 and review the diff."
             )
+    return None
 
 
 def _float64(x: ArrayLike) -> Tensor:

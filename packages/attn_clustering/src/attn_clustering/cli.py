@@ -37,18 +37,19 @@ RUNS = Path("runs/attn_clustering")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 an error the user can mend (one line on stderr), 2 wrong usage."""
-    return _program().main(argv)
+    return program().main(argv)
 
 
-def _program() -> Program:
+def program() -> Program:
+    """The command with all its subcommands."""
     experiments = "\n".join(f"  {name:<14} {text}" for name, (text, _) in EXPERIMENTS.items())
-    program = Program(
+    tool = Program(
         "attn-clustering",
         "Does the order of training data leave durable structure in attention heads?",
         __version__,
         epilog="experiments:\n" + experiments,
     )
-    add = program.add
+    add = tool.add
 
     sub = add("matrix", _matrix, "Run every condition and seed of an experiment that is not done, then its report.")
     sub.add_argument("experiment", choices=list(EXPERIMENTS), metavar="EXPERIMENT", help=", ".join(EXPERIMENTS))
@@ -61,7 +62,7 @@ def _program() -> Program:
     dry_run_flag(sub)
 
     sub = add_train(
-        program,
+        tool,
         _train,
         "Train one condition; without arguments the smoke matrix with its report.",
         _conditions(EXPERIMENTS["smoke"][1]),
@@ -109,7 +110,7 @@ def _program() -> Program:
     sub.add_argument("--out", type=Path, required=True, metavar="RUN")
     sub.add_argument("--experiment", choices=list(EXPERIMENTS), default="smoke", help="on whose data to look at it")
 
-    add_prepare(program)
+    add_prepare(tool)
 
     sub = add("bench", _bench, "Measure training, languages and probes on this machine.")
     sub.add_argument("--out", type=Path, metavar="JSON", help="write the record here as well")
@@ -118,7 +119,7 @@ def _program() -> Program:
     sub.add_argument("--quick", action="store_true", help="fewer repeats; figures are rough")
     device_flag(sub)
     json_flag(sub)
-    return program
+    return tool
 
 
 def _matrix(args: argparse.Namespace) -> None:
@@ -171,7 +172,7 @@ def _train(parser: argparse.ArgumentParser, words: TrainWords) -> None:
             parser.error("name a condition, such as mha-shuffled, or give --resume RUN")
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             dry = ["--dry-run"] if args.dry_run else []
-            _matrix(_program().parser.parse_args(["matrix", "smoke", *dry]))
+            _matrix(program().parser.parse_args(["matrix", "smoke", *dry]))
             return
         condition = "mha-shuffled"
     experiment = EXPERIMENTS[args.experiment][1]

@@ -182,17 +182,6 @@ def with_attention(model: ModelConfig, attention: Attention) -> ModelConfig:
     return model if attention == "mha" else replace(model, kv_heads=max(1, model.heads // 2))
 
 
-def parse_condition(name: str) -> tuple[Attention, Ordering]:
-    """ "mha-shuffled" -> ("mha", "shuffled"). Raises UserError naming the possible conditions."""
-    for attention in ATTENTIONS:
-        for ordering in ORDERINGS:
-            if name == f"{attention}-{ordering}":
-                return attention, ordering
-    raise UserError(
-        f"no condition {name!r}: it is {' or '.join(ATTENTIONS)}, a hyphen, and one of {', '.join(ORDERINGS)}"
-    )
-
-
 def run_config(
     experiment: Experiment, attention: Attention, ordering: Ordering, seed: int, *, nope: bool = False
 ) -> RunConfig:
@@ -278,7 +267,7 @@ def _controlled() -> Experiment:
     recal = Recalibration(fraction=0.2, lr_factor=1.0, warmup=20)
     return Experiment(
         "controlled-v1",
-        ModelConfig(vocab=1024, d_model=256, layers=6, heads=4, kv_heads=4, mlp=688),
+        ModelConfig(vocab=256, d_model=256, layers=6, heads=4, kv_heads=4, mlp=688),
         DataConfig(LANGUAGES["controlled-v1"], mode="fresh", cooldown=0.2),
         OptimConfig(
             steps=1200,

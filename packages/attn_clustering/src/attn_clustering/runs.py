@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import torch
 from lab_shared.checkpoint import load_weights
-from lab_shared.config import from_json
 from lab_shared.errors import UserError
+from lab_shared.runs import finished_run
 
 from attn_clustering.config import DataConfig, RunConfig
 from attn_clustering.data.languages import Sequences, homogeneous, sample
@@ -102,13 +102,9 @@ def load_run(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Tr
 
     Raises UserError when the folder is no finished run.
     """
-    folder = Path(folder)
-    for name in ("config.json", "weights.safetensors"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} is no finished run (no {name}): train it, or check the path")
-    config = from_json(RunConfig, (folder / "config.json").read_text())
+    config, weights = finished_run(folder, RunConfig, "attn-clustering")
     model = Transformer(config.model)
-    load_weights(folder / "weights.safetensors", model)
+    load_weights(weights, model)
     model.rope_on = config.model.rope and config.phase != "drope"
     return model.to(device).eval(), config
 

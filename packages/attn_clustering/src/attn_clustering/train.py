@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 from lab_shared.checkpoint import save_weights, seed_everything
-from lab_shared.config import from_json
+from lab_shared.config import read_config
 from lab_shared.dist import Dist, init
 from lab_shared.errors import UserError
 from lab_shared.graphs import StepGraph
 from lab_shared.loop import ticks
+from lab_shared.memory import lower_when_full
 from lab_shared.optim import MuonAdamW, lr_multiplier, make_optimizer
 from lab_shared.run import Run, read_metrics
+from lab_shared.runs import start_run
 from torch import Tensor
 
 from attn_clustering import drope
@@ -26,7 +28,6 @@ from attn_clustering.config import OptimConfig, RunConfig
 from attn_clustering.model import Transformer, build_model, n_parameters, next_token_targets
 from attn_clustering.runs import load_sequences, read_summary, training_data, vocabulary
 
-RESUME = "uv run attn-clustering train --resume {path}"
 COMPILE_FROM = 100
 """Steps below which compiling and recording take longer than they save."""
 
@@ -38,22 +39,14 @@ def train(config: RunConfig, out: Path, *, device: str | None = None) -> dict[st
     """
     with init(device) as dist:
         if (out / "config.json").is_file():
-            begun = from_json(RunConfig, (out / "config.json").read_text())
+            begun = read_config(RunConfig, out / "config.json")
             if begun != config:
                 raise UserError(f"{out} holds a run of another configuration ({begun.name}): choose another folder")
             if (out / "DONE.json").is_file():
                 return read_summary(out)
             with Run.open(out, dist=dist) as run:
                 return _train(config, run, dist)
-        with Run.create(
-            out,
-            config,
-            seed=config.seed,
-            project="attn-clustering",
-            resume_command=RESUME,
-            wandb=config.optim.wandb,
-            dist=dist,
-        ) as run:
+        with start_run("attn-clustering", config, out, dist, wandb=config.optim.wandb) as run:
             return _train(config, run, dist)
 
 
@@ -61,7 +54,7 @@ def resume(path: Path) -> dict[str, Any] | None:
     """Finish the run in `path` from its newest checkpoint; on a CPU the same bits as if it had never stopped."""
     if not (path / "config.json").is_file():
         raise UserError(f"{path} holds no run (no config.json): check the path")
-    return train(from_json(RunConfig, (path / "config.json").read_text()), path)
+    return train(read_config(RunConfig, path / "config.json"), path)
 
 
 def training_optimizer(model: Transformer, optim: OptimConfig, *, graphed: bool = False) -> MuonAdamW:
@@ -102,9 +95,7 @@ def preparing_pays(optim: OptimConfig, device: torch.device) -> bool:
 
 
 def step_graphed(optim: OptimConfig, dist: Dist) -> bool:
-    """Whether a training step is to be one CUDA graph. Raises UserError when it cannot be."""
-    if optim.step_graph == "on" and dist.world > 1:
-        raise UserError("optim.step_graph=on is for one process: gradients are averaged between graphs")
+    """Whether a training step is to be one CUDA graph; by itself for one process only."""
     pays = dist.world == 1 and preparing_pays(optim, dist.device)
     return optim.step_graph == "on" or (optim.step_graph == "auto" and pays)
 
@@ -137,6 +128,7 @@ def evaluate(forward: Callable[..., Tensor], autocast: Callable[[], Any], tokens
     return float(torch.stack(losses).mean())
 
 
+@lower_when_full("--optim.batch")
 def _train(config: RunConfig, run: Run, dist: Dist) -> dict[str, Any] | None:
     optim, device = config.optim, dist.device
     if optim.batch % dist.world:
@@ -167,7 +159,8 @@ def _train(config: RunConfig, run: Run, dist: Dist) -> dict[str, Any] | None:
             f"{optim.steps:,} steps of {optim.batch} x {tokens_NT.size(1)} tokens, "
             f"{order.epochs:.2f} epochs of {len(tokens_NT):,} sequences, {order.kind}"
         )
-        graphed, forward = step_graphed(optim, dist), dist.wrap(model)
+        graphed = step_graphed(optim, dist)
+        forward = model if graphed else dist.wrap(model)
         optimizer = training_optimizer(model, optim, graphed=graphed)
 
         def loss_of(tokens_BT: Tensor) -> Tensor:
@@ -175,7 +168,7 @@ def _train(config: RunConfig, run: Run, dist: Dist) -> dict[str, Any] | None:
                 loss: Tensor = forward(tokens_BT, next_token_targets(tokens_BT))
             return loss
 
-        graph = StepGraph(loss_of, model, optimizer, clip=optim.clip) if graphed else None
+        graph = StepGraph(loss_of, model, optimizer, clip=optim.clip, dist=dist) if graphed else None
         for tick in ticks(
             run,
             optim.steps,

@@ -7,7 +7,7 @@ launched from Python. On CPU nothing is compiled.
 
 from __future__ import annotations
 
-import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from lab_shared.attention import Mask, attend
 from lab_shared.bench import environment, measure
-from lab_shared.files import atomic_write, make_folder
+from lab_shared.command import write_record
 from torch import Tensor
 
 from gauge_attn.attention import kl_attention, kl_attention_irreps, prepare
@@ -44,41 +44,37 @@ REGIMES = (
 
 _DENSE_DIAGONAL, _DENSE_FULL = "dense reference, diagonal approximation", "dense reference, full covariance"
 
+SECTIONS = ("speed", "memory", "layouts", "precision")
+
 Row = dict[str, Any]
 
 
-def main(device: torch.device | str, out: Path | None = None, quick: bool = False) -> list[Row]:
-    """Run every section, print each row when it is done and the tables at the end; returns the rows.
+def main(
+    device: torch.device | str, out: Path | None = None, quick: bool = False, only: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Run the sections (or `only` these of SECTIONS): {"environment", "label", "requirements", "rows", "text"}.
 
-    {"environment", "label", "rows"} is written to `out` after every section.
+    Each row is shown on stderr when done, and all but the text is written to `out` after every row.
     """
     device = torch.device(device)
     gpu = device.type == "cuda"
-    lengths = ([512, 1024, 4096] if gpu else [128, 256, 512]) if not quick else [32, 64]
+    lengths = ([1024, 512, 4096] if gpu else [128, 256, 512]) if not quick else [32, 64]
     long = [1024, 2048, 4096, 8192, 16384] if gpu else [1024, 2048, 4096]
-    sections: list[Callable[[], Iterable[Row]]] = [
-        lambda: speed(lengths, device, n_batch=8 if gpu else 1, dense_limit=1024 if gpu else 512),
-        lambda: memory(long if not quick else [128, 256], device),
-        lambda: specs(device, n_batch=8 if gpu else 1, n_tokens=(1024 if gpu else 256) if not quick else 64),
-        lambda: precision_table(device, n_tokens=256 if not quick else 64),
-    ]
+    sections: dict[str, Callable[[], Iterable[Row]]] = {
+        "speed": lambda: speed(lengths, device, n_batch=8 if gpu else 1, dense_limit=1024 if gpu else 512),
+        "memory": lambda: memory(long if not quick else [128, 256], device),
+        "layouts": lambda: specs(device, n_batch=8 if gpu else 1, n_tokens=(1024 if gpu else 256) if not quick else 64),
+        "precision": lambda: precision_table(device, n_tokens=256 if not quick else 64),
+    }
     rows: list[Row] = []
-    for section in sections:
-        for row in section():
-            print("  ".join(f"{name} {_cell(value)}" for name, value in row.items()), flush=True)
+    record = {"environment": environment(device), "label": "generated data", "requirements": [], "rows": rows}
+    for name in SECTIONS if only is None else only:
+        for row in sections[name]():
+            print("  ".join(f"{key} {_cell(value)}" for key, value in row.items()), file=sys.stderr, flush=True)
             rows.append(row)
-        if out is not None:
-            record = {
-                "environment": environment(device),
-                "label": "generated data",
-                "requirements": requirements(rows, gpu),
-                "rows": rows,
-            }
-            make_folder(out.parent)
-            atomic_write(out, json.dumps(record, indent=1) + "\n")
-    print(f"\n{table(rows)}")
-    print("\n" + "\n".join(said(r) for r in requirements(rows, gpu)))
-    return rows
+            record["requirements"] = requirements(rows, gpu)
+            write_record(out, record)
+    return record | {"text": "\n".join([table(rows), "", *(said(r) for r in requirements(rows, gpu))])}
 
 
 def requirements(rows: Sequence[Row], gpu: bool) -> list[Row]:

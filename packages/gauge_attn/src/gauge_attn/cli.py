@@ -30,19 +30,20 @@ DEFAULT_PRESET = "quick"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 an error the user can mend (one line on stderr), 2 wrong usage."""
-    return _program().main(argv)
+    return program().main(argv)
 
 
-def _program() -> Program:
-    program = Program(
+def program() -> Program:
+    """The command with all its subcommands."""
+    tool = Program(
         "gauge-attn",
         "Attention as softmax(-KL/kappa) between Gaussian beliefs transported by SO(3) frames.",
         __version__,
     )
-    add = program.add
+    add = tool.add
 
     add_train(
-        program,
+        tool,
         _train,
         "Train a language model; without --data it generates its own language.",
         PRESETS,
@@ -90,7 +91,9 @@ def _program() -> Program:
     sub.add_argument("--out", type=Path, metavar="JSON", help="write the record here as well")
     sub.add_argument("--quick", action="store_true", help="seconds instead of minutes; figures are rough")
     sub.add_argument("--models", action="store_true", help="whole models' training speed instead of the attention's")
+    sub.add_argument("--only", nargs="+", choices=("speed", "memory", "layouts", "precision"), metavar="SECTION")
     device_flag(sub)
+    json_flag(sub)
 
     sub = add("report", _report, "Rebuild the HTML report of a run, or of a grid's folder, from what is saved there.")
     sub.add_argument("folder", type=Path, metavar="RUN|DIR")
@@ -102,7 +105,7 @@ def _program() -> Program:
     sub.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 takes the likeliest token")
     sub.add_argument("--seed", type=int, default=0, metavar="S")
     device_flag(sub)
-    return program
+    return tool
 
 
 def _train(parser: argparse.ArgumentParser, words: TrainWords) -> None:
@@ -158,17 +161,18 @@ def _grid(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    from gauge_attn.evaluate import pick_device
+    from lab_shared.runs import pick_device
 
     device = pick_device(args.device)
     if args.models:
         from gauge_attn.speed import bench_models
 
-        bench_models(device, args.out, quick=args.quick)
+        result = bench_models(device, args.out, quick=args.quick)
     else:
         from gauge_attn.bench import main as bench
 
-        bench(device, args.out, quick=args.quick)
+        result = bench(device, args.out, quick=args.quick, only=args.only)
+    print_result(result, args.json)
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from lab_shared.arrays import save_arrays
 from lab_shared.checkpoint import load_weights
-from lab_shared.config import read_config
-from lab_shared.errors import UserError
 from lab_shared.files import atomic_write
 from lab_shared.progress import Counter
+from lab_shared.runs import finished_run, pick_device
 from torch.nn import functional as F
 
 from gauge_attn.config import TrainConfig
@@ -32,14 +31,6 @@ _ABLATED = 64  # windows that ablations are scored on
 _MAPPED = 64  # tokens of the window whose attention the report draws
 
 
-def pick_device(name: str | None) -> torch.device:
-    """The named device, or the GPU when there is one. Raises UserError for a device that is not there."""
-    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: torch sees no CUDA device here; use --device cpu")
-    return device
-
-
 def autocast(config: TrainConfig, device: torch.device, *, cache: bool = True) -> AbstractContextManager[Any]:
     """The number format of projections and readout; KL features and logits stay in float32. cache: of weights."""
     low = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
@@ -49,12 +40,7 @@ def autocast(config: TrainConfig, device: torch.device, *, cache: bool = True) -
 def load_run(run_dir: Path, device: torch.device) -> tuple[TrainConfig, Model, Tokenizer | None]:
     """Configuration, trained model in evaluation mode, and tokenizer (None for the generated language) of a run."""
     run_dir = Path(run_dir)
-    if not (run_dir / "config.json").exists():
-        raise UserError(f"{run_dir} is no run folder: it has no config.json")
-    config = read_config(TrainConfig, run_dir / "config.json")
-    weights = run_dir / "weights.safetensors"
-    if not weights.exists():
-        raise UserError(f"{run_dir} has no trained weights yet: finish it with `gauge-attn train --resume {run_dir}`")
+    config, weights = finished_run(run_dir, TrainConfig, "gauge-attn")
     tokenizer = None
     if config.data.data != "induction":
         tokenizer = Tokenizer.read(run_dir / TOKENIZER)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 from lab_shared.errors import UserError
+from lab_shared.runs import pick_device
 from torch import Tensor
 
 from gauge_attn.data.tokenizers import Tokenizer
-from gauge_attn.evaluate import autocast, load_run, pick_device
+from gauge_attn.evaluate import autocast, load_run
 from gauge_attn.models import Faithful, Model
 
 

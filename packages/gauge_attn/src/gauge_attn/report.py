@@ -5,9 +5,6 @@ Beside the page, figures/NAME.png and the numbers it shows as figures/NAME.csv.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +12,8 @@ from typing import Any
 
 import numpy as np
 from lab_shared.errors import UserError
-from lab_shared.files import atomic_write, make_folder
 from lab_shared.page import Page, Width
-from lab_shared.plotting import to_png
+from lab_shared.report_files import flat_rows, keep_figure, read_object
 
 from gauge_attn import figures
 
@@ -46,9 +42,9 @@ def _write_run_report(folder: Path) -> Path:
     _training(page, folder, metrics, result)
     _heads(page, folder, result, metrics)
     page.section("Set-up")
-    page.table(["configuration", "value"], _flat(config), align="ll")
+    page.table(["configuration", "value"], flat_rows(config), align="ll")
     if (folder / "manifest.json").exists():
-        page.table(["environment", "value"], _flat(_read(folder / "manifest.json")), align="ll")
+        page.table(["environment", "value"], flat_rows(_read(folder / "manifest.json")), align="ll")
     return page.write(folder / "report.html")
 
 
@@ -224,31 +220,11 @@ def _long(lines: figures.Lines) -> Columns:
 def _figure(
     page: Page, folder: Path, name: str, figure: Any, columns: Columns, caption: str, width: Width = "half"
 ) -> None:
-    make_folder(folder / "figures")
-    atomic_write(folder / "figures" / f"{name}.png", to_png(figure))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    atomic_write(folder / "figures" / f"{name}.csv", text.getvalue())
-    page.figure(figure, caption, alt=caption, width=width)
+    keep_figure(page, folder / "figures", name, figure, columns, caption, width)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); write it again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object; write it again")
+    value = read_object(path)
+    if value is None:
+        raise UserError(f"{path} is not there: finish the training or the grid first")
     return value
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            rows += _flat(item, f"{prefix}{key}.")
-        else:
-            rows.append((prefix + key, "–" if item is None else str(item)))
-    return rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 from lab_shared.bench import environment, measure
-from lab_shared.files import atomic_write, make_folder
+from lab_shared.command import write_record
 from lab_shared.optim import clip_grads
 from torch.nn import functional as F
 
@@ -25,7 +24,7 @@ SLOWER_AT_MOST = 2.0
 
 
 def bench_models(device: torch.device, out: Path | None = None, *, quick: bool = False) -> dict[str, Any]:
-    """Print and return tokens/s of whole optimiser steps: practical-small (quick: the preset quick) and its GPT.
+    """Tokens/s of whole optimiser steps: practical-small (quick: the preset quick) and its GPT; a table under "text".
 
     On CUDA compiled, captured as CUDA graphs, and in bf16 autocast. The GPT's width is the one whose parameter count is
     nearest.
@@ -39,23 +38,21 @@ def bench_models(device: torch.device, out: Path | None = None, *, quick: bool =
     gpt = replace(base, model=replace(base.model, d_model=width))
     rows.append(_row(f"gpt, width {width}", gpt, vocab, device))
     slower = rows[1]["tokens_per_s"] / rows[0]["tokens_per_s"]
-    for row in rows:
-        print(
-            f"{row['name']:<20}{row['parameters']:>12,} parameters{row['tokens_per_s']:>14,.0f} tokens/s, "
-            f"first step after {row['first_step_s']:.0f} s"
-        )
+    lines = [
+        f"{row['name']:<20}{row['parameters']:>12,} parameters{row['tokens_per_s']:>14,.0f} tokens/s, "
+        f"first step after {row['first_step_s']:.0f} s"
+        for row in rows
+    ]
     met = "met" if slower <= SLOWER_AT_MOST else "NOT met"
-    print(f"the dot-product GPT is {slower:.2f}x as fast; required: at most {SLOWER_AT_MOST:g}x: {met}")
+    lines.append(f"the dot-product GPT is {slower:.2f}x as fast; required: at most {SLOWER_AT_MOST:g}x: {met}")
     result = {
         "environment": environment(device),
         "rows": rows,
         "gpt_over_practical": slower,
         "required": SLOWER_AT_MOST,
     }
-    if out is not None:
-        make_folder(out.parent)
-        atomic_write(out, json.dumps(result, indent=1) + "\n")
-    return result
+    write_record(out, result)
+    return result | {"text": "\n".join(lines)}
 
 
 def _row(name: str, config: TrainConfig, vocab: int, device: torch.device) -> dict[str, Any]:

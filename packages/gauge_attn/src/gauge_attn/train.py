@@ -10,8 +10,10 @@ from lab_shared.checkpoint import seed_everything
 from lab_shared.dist import Dist, init, weighted_mean_loss
 from lab_shared.files import atomic_write
 from lab_shared.loop import ticks
+from lab_shared.memory import lower_when_full
 from lab_shared.optim import lr_multiplier
 from lab_shared.run import Run, default_folder
+from lab_shared.runs import start_run
 from torch.nn import functional as F
 
 from gauge_attn.compiled import COMPILE_FROM, compiled_model, graphed_model
@@ -21,8 +23,6 @@ from gauge_attn.evaluate import TOKENIZER, autocast, diagnose, mean_loss, table,
 from gauge_attn.measure import calibrate
 from gauge_attn.models import build_model, build_optimizer
 from gauge_attn.report import write_report
-
-RESUME = "uv run gauge-attn train --resume {path}"
 
 
 def train(config: TrainConfig, out: Path | None = None, *, name: str = "run") -> str | None:
@@ -46,19 +46,11 @@ def resume(path: Path) -> str | None:
 
 def train_in(config: TrainConfig, out: Path, dist: Dist) -> dict[str, Any] | None:
     """Train in the folder `out`, from nothing or from where it was stopped; the evaluation on rank 0."""
-    with Run.create(
-        out,
-        config,
-        seed=config.seed,
-        project="gauge_attn",
-        resume_command=RESUME,
-        wandb=config.wandb,
-        dist=dist,
-        go_on=True,
-    ) as run:
+    with start_run("gauge-attn", config, out, dist, go_on=True) as run:
         return _train(config, run, dist)
 
 
+@lower_when_full("--data.batch", "--data.window")
 def _train(config: TrainConfig, run: Run, dist: Dist) -> dict[str, Any] | None:
     seed_everything(config.seed)
     device = dist.device

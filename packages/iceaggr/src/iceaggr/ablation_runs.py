@@ -30,31 +30,19 @@ def train_variant(out: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Train one run (or go on with it) in the folder `out`, keep its errors, return its figures. JSON-able."""
     from lab_shared.config import from_json
     from lab_shared.dist import init
-    from lab_shared.run import Run, read_metrics
+    from lab_shared.run import read_metrics
+    from lab_shared.runs import start_run
 
-    from iceaggr.train import RESUME, fit
+    from iceaggr.train import fit
 
     settings = from_json(TrainConfig, json.dumps(config))
     _forget_compiled()
-    with init() as dist:
-        if (out / "config.json").exists():
-            opened = Run.open(out, dist=dist)
-        else:
-            opened = Run.create(
-                out,
-                settings,
-                seed=settings.seed,
-                project="iceaggr",
-                resume_command=RESUME,
-                wandb=settings.wandb,
-                dist=dist,
-            )
-        with opened as run:
-            fitted = fit(settings, run, dist)
-            summary = _score(out, settings, fitted)
-            speeds = [m["events_per_s"] for m in read_metrics(out, "train") if "events_per_s" in m]
-            summary["train_events_per_s"] = float(np.median(speeds)) if speeds else None
-            run.finish(summary)
+    with init() as dist, start_run("iceaggr", settings, out, dist, go_on=True) as run:
+        fitted = fit(settings, run, dist)
+        summary = _score(out, settings, fitted)
+        speeds = [m["events_per_s"] for m in read_metrics(out, "train") if "events_per_s" in m]
+        summary["train_events_per_s"] = float(np.median(speeds)) if speeds else None
+        run.finish(summary)
     return summary
 
 

@@ -15,6 +15,7 @@ import torch
 from lab_shared.bench import environment
 from lab_shared.dist import Dist
 from lab_shared.errors import UserError
+from lab_shared.runs import pick_device
 
 from iceaggr.bench_hierarchical import bench_hierarchical
 from iceaggr.config import PRESETS, TrainConfig
@@ -23,7 +24,7 @@ from iceaggr.data.cache import EventCache, open_cache
 from iceaggr.data.features import Tables
 from iceaggr.data.prepare import cache_folder, simulate
 from iceaggr.geometry import icecube86
-from iceaggr.predict import autocast, model_inputs, pick_device, predict_events
+from iceaggr.predict import autocast, model_inputs, predict_events
 from iceaggr.sim.feed import held_out_store
 from iceaggr.sim.stream import bench_simulator
 from iceaggr.train import loss_sums, training_parts

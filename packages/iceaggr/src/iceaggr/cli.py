@@ -31,7 +31,7 @@ from iceaggr.config import PRESETS, TrainConfig
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 an error the user can mend (one line on stderr), 2 wrong usage."""
-    return _program().main(argv)
+    return program().main(argv)
 
 
 def train_main() -> int:
@@ -39,9 +39,10 @@ def train_main() -> int:
     return main(["train", *sys.argv[1:]])
 
 
-def _program() -> Program:
-    program = Program("iceaggr", "IceCube neutrino direction reconstruction over Kaggle-format pulses.", __version__)
-    add = program.add
+def program() -> Program:
+    """The command with all its subcommands."""
+    tool = Program("iceaggr", "IceCube neutrino direction reconstruction over Kaggle-format pulses.", __version__)
+    add = tool.add
 
     sub = add("simulate", _simulate, "Simulate events into a Kaggle-format folder with a truth table beside it.")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -67,7 +68,7 @@ def _program() -> Program:
     json_flag(sub)
 
     add_train(
-        program,
+        tool,
         _train,
         "Train a model; without --data it simulates the events it trains on.",
         PRESETS,
@@ -113,7 +114,7 @@ def _program() -> Program:
     json_flag(sub)
 
     add_studies(add)
-    return program
+    return tool
 
 
 def _run_and_data(sub: argparse.ArgumentParser) -> None:

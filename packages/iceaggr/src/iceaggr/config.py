@@ -204,8 +204,8 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         _seed(arch="v1"),
     ),
     "t1t2": (
-        "The seed's hierarchical model, 1,612,547 parameters: pulses to DOMs (T1), DOMs to events (T2), d=128, 8 heads, "
-        "4 layers each.",
+        "The seed's hierarchical model, 1,612,547 parameters: pulses to DOMs (T1), DOMs to events (T2), "
+        "d=128, 8 heads, 4 layers each.",
         _seed(arch="hierarchical", d_hidden=512),
     ),
     "v3": (

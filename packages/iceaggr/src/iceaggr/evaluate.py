@@ -11,6 +11,7 @@ from lab_shared.arrays import load_array, save_array, save_arrays
 from lab_shared.errors import UserError
 from lab_shared.files import atomic_write
 from lab_shared.progress import Counter
+from lab_shared.runs import pick_device
 from torch import nn
 
 from iceaggr.baselines import LineFitVariant, line_fit, random_directions
@@ -22,7 +23,7 @@ from iceaggr.data.prepare import SIMULATED, SplitError, data_label, folder_geome
 from iceaggr.data.pulses import Pulses
 from iceaggr.directions import angles_to_vector, vector_to_angles
 from iceaggr.metrics import opening_angle_deg, summary
-from iceaggr.predict import load_run, pick_device, predict_events, predict_outputs
+from iceaggr.predict import load_run, predict_events, predict_outputs
 
 TRAINED_ON = "train_event_ids.npy"
 SHOWN = 6  # events drawn in the report

@@ -30,7 +30,7 @@ HIGH_QE_GAIN = 1.35
 _COLUMNS = ("sensor_id", "x", "y", "z")
 # Python's own syntax also takes 1_000 and the digits of other scripts.
 _INTEGER = re.compile(r"\s*[-+]?\d{1,9}\s*", re.ASCII)
-_NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
+_NUMBER = re.compile(r"\s*[-+]?((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|nan|inf)\s*", re.ASCII | re.IGNORECASE)
 
 
 class GeometryError(UserError):

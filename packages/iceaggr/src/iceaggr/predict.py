@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from lab_shared.attention import Mask
 from lab_shared.checkpoint import load_weights
-from lab_shared.config import from_json
-from lab_shared.errors import UserError
 from lab_shared.progress import Counter
+from lab_shared.runs import finished_run, pick_device
 from torch import nn
 
 from iceaggr.calibrate import CALIBRATION, load_calibration
@@ -64,23 +63,9 @@ def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManage
     return torch.autocast(device.type, torch.bfloat16, enabled=low)
 
 
-def pick_device(name: str | None) -> torch.device:
-    """The named device, or the GPU when there is one. Raises UserError for a device that is not there."""
-    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: torch sees no CUDA device here; use --device cpu")
-    return device
-
-
 def load_run(run_dir: Path, device: torch.device) -> tuple[TrainConfig, Model]:
     """The configuration and trained model of a run folder, the model in evaluation mode on `device`."""
-    path = Path(run_dir) / "config.json"
-    if not path.exists():
-        raise UserError(f"{run_dir} is no run folder: it has no config.json")
-    config = from_json(TrainConfig, path.read_text())
-    weights = Path(run_dir) / "weights.safetensors"
-    if not weights.exists():
-        raise UserError(f"{run_dir} has no trained weights yet: finish it with `iceaggr train --resume {run_dir}`")
+    config, weights = finished_run(run_dir, TrainConfig, "iceaggr")
     model = build_model(config.model)
     load_weights(weights, model)
     return config, model.to(device).eval()

@@ -16,10 +16,11 @@ from lab_shared.errors import UserError
 from lab_shared.files import atomic_write, make_folder
 from lab_shared.page import Page, Width
 from lab_shared.plotting import to_png
+from lab_shared.report_files import csv_text, flat_rows, keep_figure
 
 from iceaggr import calibrate, display, figures, resolution, summaries
 from iceaggr.geometry import icecube86
-from iceaggr.report_text import all_keys, cell, command_line, csv_text, flat_rows, heading, words
+from iceaggr.report_text import all_keys, cell, command_line, heading, words
 from iceaggr.run_files import RunFiles, display_events, read_run, series
 from iceaggr.summaries import Array, Columns
 
@@ -309,9 +310,7 @@ class _Report:
         self._figure(f"resolution_{name}", figures.resolution(columns, xlabel, log=log), columns, caption)
 
     def _figure(self, name: str, figure: Any, columns: Columns, caption: str, width: Width = "half") -> None:
-        atomic_write(self.figures / f"{name}.png", to_png(figure))
-        atomic_write(self.figures / f"{name}.csv", csv_text(columns))
-        self.page.figure(figure, caption, alt=caption, width=width)
+        keep_figure(self.page, self.figures, name, figure, columns, caption, width)
 
     def _absent(self, what: str, file: str, remedy: str) -> None:
         self.page.text(f"Not shown: {what}, because the run has no `{file}` ({remedy}).")

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
-
-from iceaggr.summaries import Columns
 
 
 def command_line(argv: list[str], processes: int) -> str:
@@ -45,24 +41,3 @@ def heading(key: str) -> str:
 def all_keys(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Keys of all rows, in order of first appearance."""
     return list(dict.fromkeys(key for row in rows for key in row))
-
-
-def flat_rows(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Rows (dotted key, text) of a nested mapping."""
-    rows: list[tuple[str, str]] = []
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            rows += flat_rows(item, f"{prefix}{key}.")
-        elif isinstance(item, list):
-            rows.append((prefix + key, " ".join(map(str, item))))
-        else:
-            rows.append((prefix + key, "–" if item is None else str(item)))
-    return rows
-
-
-def csv_text(columns: Columns) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*(values.tolist() for values in columns.values()), strict=True))
-    return text.getvalue()

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from lab_shared.arrays import load_arrays
 from lab_shared.errors import UserError
+from lab_shared.report_files import read_object
 
 from iceaggr.display_data import Event
 from iceaggr.summaries import Array
@@ -50,15 +51,15 @@ class RunFiles:
 
 def read_run(folder: Path) -> RunFiles:
     """Everything the report needs. Raises UserError without a config.json or for an unreadable file."""
-    config = _read_json(folder / "config.json")
+    config = read_object(folder / "config.json")
     if config is None:
         raise UserError(f"{folder} has no config.json, so it is no run; give the folder that `iceaggr train` wrote")
     metrics, bad_lines = _read_metrics(folder / "metrics.jsonl")
     return RunFiles(
         folder=folder,
         config=config,
-        manifest=_read_json(folder / "manifest.json"),
-        evaluation=_read_json(folder / "evaluation.json", ("label", "n_events", "predictors")),
+        manifest=read_object(folder / "manifest.json"),
+        evaluation=read_object(folder / "evaluation.json", ("label", "n_events", "predictors")),
         metrics=metrics,
         bad_lines=bad_lines,
         predictions=_read_predictions(folder / "predictions.npz"),
@@ -94,20 +95,6 @@ def display_events(arrays: dict[str, Array]) -> list[Event]:
             )
         )
     return events
-
-
-def _read_json(path: Path, needed: tuple[str, ...] = ()) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); delete it or write it again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds a JSON {type(value).__name__} and not an object; write it again")
-    if absent := [name for name in needed if name not in value]:
-        raise UserError(f"{path} lacks {', '.join(absent)}; run `iceaggr evaluate` again")
-    return value
 
 
 def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -86,12 +86,14 @@ class SkyMap:
 
 def event_skymap(run_dir: Path, folder: Path, event_id: int, *, device: str | None = None) -> SkyMap:
     """The map of one event of a folder under a run's model, calibrated if `iceaggr calibrate` has been there."""
+    from lab_shared.runs import pick_device
+
     from iceaggr.calibrate import load_calibration
     from iceaggr.data.cache import EventCache
     from iceaggr.data.features import Tables
     from iceaggr.data.kaggle import KaggleFolder
     from iceaggr.data.prepare import data_label, folder_geometry
-    from iceaggr.predict import load_run, pick_device, predict_events, predict_outputs
+    from iceaggr.predict import load_run, predict_events, predict_outputs
 
     where = pick_device(device)
     config, model = load_run(run_dir, where)

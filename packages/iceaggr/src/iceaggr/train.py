@@ -12,8 +12,10 @@ from lab_shared.checkpoint import save_weights, seed_everything
 from lab_shared.dist import Dist, init, weighted_mean_loss
 from lab_shared.errors import UserError
 from lab_shared.loop import ticks
+from lab_shared.memory import lower_when_full
 from lab_shared.optim import lr_multiplier, make_optimizer
 from lab_shared.run import Run, default_folder
+from lab_shared.runs import start_run
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -36,7 +38,6 @@ from iceaggr.sim.feed import SimulatedFeed
 
 ORACLE_EVENTS = {"cpu": 0, "cuda": 5000}
 """Held-out simulated events that the oracle fits unless told otherwise; on a CPU it takes about as long as training."""
-RESUME = "uv run iceaggr train --resume {path}"
 
 
 def train(config: TrainConfig, out: Path | None = None, *, name: str = "run") -> str | None:
@@ -46,18 +47,7 @@ def train(config: TrainConfig, out: Path | None = None, *, name: str = "run") ->
     """
     if out is None:
         out = default_folder("runs/iceaggr", name, config.seed)
-    with (
-        init() as dist,
-        Run.create(
-            out,
-            config,
-            seed=config.seed,
-            project="iceaggr",
-            resume_command=RESUME,
-            wandb=config.wandb,
-            dist=dist,
-        ) as run,
-    ):
+    with init() as dist, start_run("iceaggr", config, out, dist) as run:
         return _train(config, run, dist)
 
 
@@ -160,6 +150,7 @@ class Fitted(NamedTuple):
     tables: Tables
 
 
+@lower_when_full("--tokens-per-batch")
 def _train(config: TrainConfig, run: Run, dist: Dist) -> str | None:
     model, data, held_out_E, tables = fit(config, run, dist)
     if not dist.is_main:
@@ -172,6 +163,7 @@ def _train(config: TrainConfig, run: Run, dist: Dist) -> str | None:
     return f"{table(result)}\n\nreport: {write_report(run.path)}"
 
 
+@lower_when_full("--tokens-per-batch")
 def fit(config: TrainConfig, run: Run, dist: Dist) -> Fitted:
     """All optimiser steps of a run that it has not taken yet; its weights stand in weights.safetensors then."""
     seed_everything(config.seed)

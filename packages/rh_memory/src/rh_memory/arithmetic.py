@@ -15,7 +15,6 @@ from rh_memory import sine_process
 from rh_memory.linear import prime_powers
 
 Floats = NDArray[np.float64]
-_EULER = float(np.euler_gamma)
 
 
 def zeta_line(epsilon: Floats, terms: int = 60) -> tuple[NDArray[np.complex128], NDArray[np.complex128]]:

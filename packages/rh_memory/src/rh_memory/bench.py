@@ -11,13 +11,13 @@ from lab_shared.bench import environment, measure
 from lab_shared.dist import Dist
 from lab_shared.errors import UserError
 from lab_shared.optim import clip_grads
+from lab_shared.runs import pick_device
 
 from rh_memory.config import PRESETS, TrainConfig
 from rh_memory.data.controls import LOG_HEIGHT
 from rh_memory.data.unfold import Spacings
 from rh_memory.data.windows import SpacingData, split
 from rh_memory.dataset import Dataset
-from rh_memory.evaluate import pick_device
 from rh_memory.models import build_model
 from rh_memory.objective import Objective
 from rh_memory.train import WindowStream, make_optimizer

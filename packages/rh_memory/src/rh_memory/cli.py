@@ -20,6 +20,7 @@ from lab_shared.command import (
     job_list,
     json_flag,
     positive_int,
+    print_result,
     write_record,
 )
 from lab_shared.train_command import TrainWords, add_train, chosen_config, dry_run_text, recorded_time
@@ -32,16 +33,17 @@ DEFAULT_PRESET = "explicit-small"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 an error the user can mend (one line on stderr), 2 wrong usage."""
-    return _program().main(argv)
+    return program().main(argv)
 
 
-def _program() -> Program:
-    program = Program(
+def program() -> Program:
+    """The command with all its subcommands."""
+    tool = Program(
         "rh-memory",
         "Mixture-density transformers with memory slots over the spacings of Riemann zeta zeros.",
         __version__,
     )
-    add = program.add
+    add = tool.add
 
     sub = add("zeros", _zeros, "Compute the first N zeros and verify that none is missing.")
     sub.add_argument("--count", type=positive_int, default=ZEROS, metavar="N", help=f"default: {ZEROS:,}")
@@ -56,7 +58,7 @@ def _program() -> Program:
     sub.add_argument("--out", type=Path, required=True, metavar="FILE.npy")
 
     add_train(
-        program,
+        tool,
         _train,
         "Train a model, score it beside the baselines, write its report.",
         PRESETS,
@@ -64,7 +66,7 @@ def _program() -> Program:
         f"computed (or read, if they were computed before). Without PRESET: {DEFAULT_PRESET}.",
         example="e4 --model.slot-id-mode off --optim.lr 5e-4 --steps 20000",
         data="FILE.npy zeros (short for --data.file)",
-        out="runs/rh-memory/PRESET-seedS-TIME",
+        out="runs/rh_memory/PRESET-seedS-TIME",
     )
 
     sub = add("baselines", _baselines, "Score the predictors that need no training, from the marginal to prime phases.")
@@ -100,7 +102,7 @@ def _program() -> Program:
     sub.add_argument("--seeds", nargs="+", type=int, default=[7, 42, 1337], metavar="S")
     sub.add_argument("--source", choices=["zeta", "shuffled", "gue"], default="zeta", help="other data are controls")
     sub.add_argument("--steps", type=positive_int, metavar="N", help="instead of the preset's")
-    sub.add_argument("--out", type=Path, default=Path("runs/rh-memory/sweep"), metavar="DIR")
+    sub.add_argument("--out", type=Path, default=Path("runs/rh_memory/sweep"), metavar="DIR")
     sub.add_argument("--diagnose", action="store_true", help="follow each run by its diagnostics")
     sub.add_argument("--collect", type=Path, metavar="DIR", help="copy the runs' small files here, for keeping")
     engine_flags(sub)
@@ -115,12 +117,14 @@ def _program() -> Program:
     sub.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables here as well")
     json_flag(sub)
 
-    sub = add("bench", _bench, "Measure training: windows and targets per second of every preset.")
+    sub = add("bench", _bench, "Measure training: windows and targets per second of every preset; or computing zeros.")
     sub.add_argument("presets", nargs="*", metavar="PRESET", help="default: those that suit the device")
     sub.add_argument("--out", type=Path, metavar="JSON", help="write the record here as well")
+    sub.add_argument("--zeros", type=positive_int, nargs="+", metavar="N", help="computing the first N zeros instead")
+    sub.add_argument("--quick", action="store_true", help="fewer repeats; figures are rough")
     device_flag(sub)
     json_flag(sub)
-    return program
+    return tool
 
 
 def _data_flag(sub: argparse.ArgumentParser) -> None:
@@ -128,7 +132,7 @@ def _data_flag(sub: argparse.ArgumentParser) -> None:
 
 
 def _zeros(args: argparse.Namespace) -> None:
-    from rh_memory.evaluate import pick_device
+    from lab_shared.runs import pick_device
 
     device, engine = pick_device(args.device).type, engine_options(args)
     if args.dry_run:
@@ -209,9 +213,22 @@ def _verdicts(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
+    if args.zeros:
+        from lab_shared.bench import environment
+        from lab_shared.runs import pick_device
+
+        from rh_memory.zeros.bench import bench_zeros
+
+        device = pick_device(args.device)
+        counted = bench_zeros(device, args.zeros, 1 if args.quick else 3)
+        lines = [f"{r['count']:14,} zeros {r['seconds']:8.2f} s {r['zeros_per_s']:14,.0f}/s" for r in counted]
+        found = {"environment": environment(device), "rows": counted}
+        write_record(args.out, found)
+        print_result(found | {"text": "\n".join(lines)}, args.json)
+        return
     from rh_memory.bench import bench, table
 
-    rows = bench(args.device, args.presets)
+    rows = bench(args.device, args.presets, repeats=3 if args.quick else 10)
     write_record(args.out, rows)
     print(json.dumps(rows) if args.json else table(rows))
 

@@ -130,7 +130,7 @@ class DataConfig:
     """How many zeros, from the first; of GUE eigenvalues, how many spacings."""
     file: str | None = None
     """A table written by `rh-memory zeros` or `import`; None computes the zeros, or reads those computed before."""
-    folder: str = "data/rh-memory"
+    folder: str = "data/rh_memory"
     """Where computed zeros are kept."""
     split: Literal["tail", "interleaved"] = "tail"
     """tail: the last tenth is held out (extrapolation in height). interleaved: blocks from everywhere."""

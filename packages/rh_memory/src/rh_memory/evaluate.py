@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from lab_shared.checkpoint import load_weights
-from lab_shared.config import from_json
-from lab_shared.errors import UserError
 from lab_shared.files import atomic_write
+from lab_shared.runs import finished_run, pick_device
 
 from rh_memory import baselines
 from rh_memory.config import TrainConfig
@@ -32,28 +31,14 @@ PLATEAU = 0.005
 """A model this near the i.i.d. marginal has found nothing in the context."""
 
 
-def pick_device(name: str | None) -> torch.device:
-    """The named device, or the GPU when there is one. Raises UserError for a device that is not there."""
-    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: torch sees no CUDA device here; use --device cpu")
-    return device
-
-
 def load_run(run: Path, device: torch.device) -> tuple[TrainConfig, Model]:
     """Configuration and trained model of a run folder, in eval mode on `device`; the best weights where kept.
 
     Raises UserError when the folder holds no finished run.
     """
-    file = run / "config.json"
-    if not file.is_file():
-        raise UserError(f"{run} has no config.json, so it is no run; give the folder that `rh-memory train` wrote")
-    config = from_json(TrainConfig, file.read_text())
-    weights = [path for name in ("best", "weights") if (path := run / f"{name}.safetensors").is_file()]
-    if not weights:
-        raise UserError(f"{run} has no weights yet: finish it with `rh-memory train --resume {run}`")
+    config, weights = finished_run(run, TrainConfig, "rh-memory", weights=("best", "weights"))
     model = build_model(config.model)
-    load_weights(weights[0], model)
+    load_weights(weights, model)
     return config, model.to(device).eval()
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from lab_shared.files import atomic_write
+from lab_shared.runs import pick_device
 from numpy.typing import NDArray
 
 from rh_memory import arithmetic, sine_process
@@ -259,12 +260,12 @@ def main(
     With a run, writes RUN/physics.json and RUN/physics.npz for its report; needs RUN/predictions.npz, so evaluate
     first. Explicit-formula models are also asked what each frequency is worth. Prints a summary, or JSON.
     """
-    from rh_memory import evaluate, physics_run
+    from rh_memory import physics_run
 
     if run_folder is None:
         figures, result = physics_run.without_run(data, zeros)
     else:
-        figures, result = physics_run.with_run(Path(run_folder), data, zeros, evaluate.pick_device(device))
+        figures, result = physics_run.with_run(Path(run_folder), data, zeros, pick_device(device))
         save(Path(run_folder) / "physics.npz", figures)
         atomic_write(Path(run_folder) / "physics.json", json_module.dumps(result, indent=1) + "\n")
     print(json_module.dumps(result) if json else physics_run.text(result))

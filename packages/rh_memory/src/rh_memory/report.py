@@ -7,18 +7,15 @@ Every figure is also written as RUN/figures/NAME.png and NAME.csv.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lab_shared.errors import UserError
-from lab_shared.files import atomic_write, make_folder
+from lab_shared.files import make_folder
 from lab_shared.page import Page, Width
-from lab_shared.plotting import to_png
+from lab_shared.report_files import flat_rows, keep_figure, read_object
 from lab_shared.run import read_metrics
 
 from rh_memory import figures, physics
@@ -36,18 +33,18 @@ def write(run_folder: Path) -> Path:
     Raises UserError when the folder is no run or a file of it is damaged, StorageError when writing fails.
     """
     run = Path(run_folder)
-    config = _json(run / "config.json")
+    config = read_object(run / "config.json")
     if config is None:
         raise UserError(f"{run} has no config.json, so it is no run; give the folder that `rh-memory train` wrote")
-    evaluation = _json(run / "evaluation.json")
+    evaluation = read_object(run / "evaluation.json")
     label = evaluation["label"] if evaluation else "data of unknown origin: not evaluated yet"
     report = _Report(run, Page(f"rh-memory · {run.resolve().name}", f"Spacings of zeta zeros; scored on {label}"))
     report.scores(evaluation)
     report.training(evaluation)
     report.calibration(evaluation)
-    report.physics(_json(run / "physics.json"))
-    report.diagnostics(_json(run / "diagnostics.json"))
-    report.setup(config, _json(run / "manifest.json"))
+    report.physics(read_object(run / "physics.json"))
+    report.diagnostics(read_object(run / "diagnostics.json"))
+    report.setup(config, read_object(run / "manifest.json"))
     return report.page.write(run / "report.html")
 
 
@@ -237,42 +234,12 @@ class _Report:
 
     def setup(self, config: dict[str, Any], manifest: dict[str, Any] | None) -> None:
         self.page.section("Set-up")
-        self.page.table(["configuration", "value"], _flat(config), align="ll")
+        self.page.table(["configuration", "value"], flat_rows(config), align="ll")
         if manifest is not None:
-            self.page.table(["environment", "value"], _flat(manifest), align="ll")
+            self.page.table(["environment", "value"], flat_rows(manifest), align="ll")
 
     def _figure(self, name: str, figure: Figure, columns: Columns, caption: str, width: Width = "half") -> None:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(zip(*(x.tolist() for x in columns.values()), strict=True))
-        atomic_write(self.run / "figures" / f"{name}.png", to_png(figure))
-        atomic_write(self.run / "figures" / f"{name}.csv", text.getvalue())
-        self.page.figure(figure, caption, alt=caption, width=width)
+        keep_figure(self.page, self.run / "figures", name, figure, columns, caption, width)
 
     def _absent(self, what: str, file: str, command: str) -> None:
         self.page.text(f"Not shown: {what}, because the run has no `{file}` yet (`{command}`).")
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    """The object in a file, None without the file. Raises UserError for anything else."""
-    if not path.is_file():
-        return None
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): delete it and run the command that wrote it") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object: delete it and run the command that wrote it")
-    return value
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """(dotted key, text) of a nested mapping."""
-    rows: list[tuple[str, str]] = []
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            rows += _flat(item, f"{prefix}{key}.")
-        else:
-            rows.append((prefix + key, "–" if item is None else str(item)))
-    return rows

@@ -14,9 +14,11 @@ from lab_shared.checkpoint import load_weights, save_weights, seed_everything
 from lab_shared.dist import Dist, init
 from lab_shared.errors import UserError
 from lab_shared.loop import ticks
+from lab_shared.memory import lower_when_full
 from lab_shared.muon import BatchedMuon
 from lab_shared.optim import MuonAdamW, lr_multiplier, split_params
 from lab_shared.run import Run, default_folder
+from lab_shared.runs import start_run
 from torch import Tensor, nn
 
 from rh_memory.config import OptimConfig, TrainConfig
@@ -26,28 +28,15 @@ from rh_memory.evaluate import PLATEAU, evaluate, table
 from rh_memory.models import Model, build_model
 from rh_memory.objective import Objective, validate
 
-RESUME = "uv run rh-memory train --resume {path}"
-
 
 def train(config: TrainConfig, out: Path | None = None, *, name: str = "run") -> str | None:
     """Run a configuration to its report; returns the table of scores on rank 0, None on the others.
 
-    out: run folder, made here; default runs/rh-memory/NAME-seedS-TIME.
+    out: run folder, made here; default runs/rh_memory/NAME-seedS-TIME.
     """
     if out is None:
-        out = default_folder("runs/rh-memory", name, config.seed)
-    with (
-        init() as dist,
-        Run.create(
-            out,
-            config,
-            seed=config.seed,
-            project="rh-memory",
-            resume_command=RESUME,
-            wandb=config.wandb,
-            dist=dist,
-        ) as run,
-    ):
+        out = default_folder("runs/rh_memory", name, config.seed)
+    with init() as dist, start_run("rh-memory", config, out, dist) as run:
         return _train(config, run, dist)
 
 
@@ -141,6 +130,7 @@ def marginal_score(dataset: Dataset, target_BT: Tensor) -> float:
     return float(marginal_nll(train.astype(np.float64), target_BT.flatten().double().cpu().numpy()).mean())
 
 
+@lower_when_full("--batch-size")
 def _train(config: TrainConfig, run: Run, dist: Dist) -> str | None:
     per_process = config.batch_size // dist.world
     if per_process * dist.world != config.batch_size:

@@ -99,7 +99,7 @@ def prepare(config: CorpusConfig, out: Path, *, device: str = "cpu") -> Path:
 
 
 def load(folder: Path, split: Split = "train", device: torch.device | str = "cpu") -> Sequences:
-    """All sequences of a split, resident on `device`. Raises UserError when the folder was not prepared or is damaged."""
+    """All sequences of a split, resident on `device`. Raises UserError for a folder not prepared, or damaged."""
     facts, hashes = describe(folder), _manifest(folder)["outputs"]
     for name in (f"{split}.tokens.npy", f"{split}.topics.npy"):
         if hash_file(folder / name) != hashes.get(name):
@@ -132,7 +132,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
         good = all(isinstance(name, str) for name in facts["names"]) and isinstance(hashes, dict)
         good = good and all(type(facts[name]) is int for name in ("vocab", "seq_len", "min_segment"))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error!r}): run `attn-clustering prepare` again") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} is damaged ({reason}): run `attn-clustering prepare` again") from error
     if not good:
         raise UserError(f"{path} is damaged: run `attn-clustering prepare` again")
     return manifest

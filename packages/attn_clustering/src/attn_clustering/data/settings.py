@@ -201,8 +201,8 @@ SANITY = LanguageConfig(
 )
 """The seed's sanity data: 3 topics over 512 tokens, block boost 100."""
 
-CONTROLLED = LanguageConfig(vocab=1024, shared=0.5, val_sequences=1280)
-"""Bigram-only topics: 32 permutations per topic, 16 of them shared by all topics."""
+CONTROLLED = LanguageConfig(vocab=256, permutations=8, shared=0.5, val_sequences=1280)
+"""Bigram-only topics: 8 permutations per topic, 4 of them shared by all topics."""
 
 SMOKE = LanguageConfig(
     vocab=128,

@@ -118,7 +118,7 @@ def _document(row: Any, config: CorpusConfig, where: str) -> Document:
     for field in (config.text_field, config.topic_field):
         if field is not None and (not isinstance(row, dict) or not isinstance(row.get(field), str)):
             known = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise SourceError(f"{where}: no text in field {field!r}; there is {known}")
+            raise SourceError(f"{where}: no text in field {field!r}; there is {known:.200}")
     text, topic = row[config.text_field], row[config.topic_field] if config.topic_field else None
     try:
         f"{text}{topic}".encode()

@@ -76,7 +76,7 @@ def read_splits(data: str, folder: str | None, split: str) -> dict[str, str]:
         return _split_contiguous("".join(documents))
     if len(documents) == 1:
         text = documents[0]
-        starts = [m.start() for m in _TITLE.finditer(text)]
+        starts = [m.start() for m in _TITLE.finditer(text)] or [0]
         documents = [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
     if len(documents) < 20:
         raise UserError(
@@ -132,7 +132,8 @@ def _read(path: Path) -> list[str]:
         "".join(documents).encode()  # JSON can spell halves of characters, which are no text
         return documents
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f'{path}: every line must be a JSON object with a "text" ({error!r})') from error
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f'{path}: every line must be a JSON object with a "text" ({reason})') from error
 
 
 def _candidates(folder: Path, name: str) -> list[Path]:

@@ -74,7 +74,7 @@ class Tokenizer:
             elif kind == "bpe":  # a pair can only join symbols that are there before it
                 good = all(type(s) is int and 0 <= s < 256 + i for i, (a, b) in enumerate(symbols) for s in (a, b))
             else:
-                good = kind == "byte" and not symbols
+                good = kind == "byte" and symbols == []
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"this is no tokenizer of gauge-attn: {error}") from error
         if not good:

@@ -18,6 +18,7 @@ from lab_shared.errors import UserError
 from lab_shared.files import atomic_write
 from lab_shared.page import Page
 from lab_shared.progress import Counter
+from lab_shared.runs import pick_device
 
 from iceaggr.analysis import direction_head, errors, features, heads, residuals
 from iceaggr.analysis.columns import columns_of
@@ -29,7 +30,7 @@ from iceaggr.config import TrainConfig
 from iceaggr.directions import angles_to_vector
 from iceaggr.models.build import Model
 from iceaggr.models.flat import FlatTransformer
-from iceaggr.predict import load_run, pick_device, predict_events
+from iceaggr.predict import load_run, predict_events
 from iceaggr.run_files import read_run
 
 FILE, PAGE, FOLDER = "analysis.json", "analysis.html", "analysis"

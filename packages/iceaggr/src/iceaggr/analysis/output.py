@@ -12,9 +12,9 @@ import numpy as np
 from lab_shared.files import atomic_write, make_folder
 from lab_shared.page import Page
 from lab_shared.plotting import to_png
+from lab_shared.report_files import csv_text
 
 from iceaggr.analysis.study import Absent, Study
-from iceaggr.report_text import csv_text
 from iceaggr.summaries import Columns
 
 _LONGEST_PRINTED = 24  # rows; longer tables are in the csv and on the page

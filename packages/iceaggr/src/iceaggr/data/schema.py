@@ -39,9 +39,6 @@ LABEL_COLUMNS = {"azimuth": "Float64", "zenith": "Float64"}
 SUBMISSION_COLUMNS = {"event_id": "Int64", "azimuth": "Float64", "zenith": "Float64"}
 """Columns of sample_submission.parquet and of a submission."""
 
-GEOMETRY_COLUMNS = {"sensor_id": "Int64", "x": "Float64", "y": "Float64", "z": "Float64"}
-"""Columns of sensor_geometry.csv, in metres."""
-
 
 class DataError(UserError):
     """A file that breaks the contract. `file` and `row` (0-based row of that file, or None) say where.

@@ -99,7 +99,7 @@ class Manifest:
         except CacheError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CacheError(f"{path} is damaged ({error}): delete the store and build it again") from error
+            raise CacheError(f"{path} is damaged ({error!s:.300}): delete the store and build it again") from error
 
     def _check(self) -> None:
         """Raises ValueError, or what a wrong type raises, for a manifest that no build writes.

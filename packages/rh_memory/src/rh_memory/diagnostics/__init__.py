@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from lab_shared.errors import UserError
 from lab_shared.files import atomic_write
+from lab_shared.runs import pick_device
 
 from rh_memory import baselines, linear
 from rh_memory.config import TrainConfig
@@ -25,7 +26,7 @@ from rh_memory.diagnostics import ablation, aggregate, attention, blocks, geomet
 from rh_memory.diagnostics import legacy as legacy_tests
 from rh_memory.diagnostics.golden import Golden, slot_states, window_nll
 from rh_memory.diagnostics.text import summary_text
-from rh_memory.evaluate import inference, load_run, pick_device, scored_part, with_file
+from rh_memory.evaluate import inference, load_run, scored_part, with_file
 from rh_memory.models import Model
 
 

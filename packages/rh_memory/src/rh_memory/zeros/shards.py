@@ -57,8 +57,7 @@ def generate_sharded(
     ]
     run_jobs(jobs, folder, workers=workers, gpus_per_job=gpus_per_job, **engine)
     # Not from where another call stood, whose chunks may be others: joining takes no time.
-    options = {"resume": False, "zeros_per_chunk": zeros_per_chunk}
-    manifest = main(count, out, device, chunk_of=lambda *at: read_chunk(ready, *at), **options)
+    manifest = main(count, out, device, False, zeros_per_chunk, chunk_of=lambda *at: read_chunk(ready, *at))
     shutil.rmtree(folder)
     return manifest
 

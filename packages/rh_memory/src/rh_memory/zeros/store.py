@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lab_shared.arrays import load_array
+from lab_shared.arrays import ArrayFileError, load_array
 from lab_shared.errors import UserError
 from lab_shared.files import atomic_write, make_folder, storage_error
 
-DEFAULT_FOLDER = Path("data/rh-memory")
+DEFAULT_FOLDER = Path("data/rh_memory")
 
 
 class ZerosError(UserError):
@@ -91,13 +91,16 @@ def file_sha256(path: Path) -> str:
 def load(path: Path, count: int | None = None, *, verify: bool = True) -> Zeros:
     """The first `count` (default: all) zeros of `path`, memory-mapped.
 
-    verify: compare the checksum, which reads the whole file. Raises ZerosError or ArrayFileError for missing or damaged
-    files, and for a count that the file does not hold.
+    verify: compare the checksum, which reads the whole file. Raises ZerosError for missing or damaged files and for a
+    count that the file does not hold.
     """
     path = Path(path)
     manifest = read_manifest(path)
     again = "generate or import it again"
-    array = load_array(path, mmap_mode="r")
+    try:
+        array = load_array(path, mmap_mode="r")
+    except ArrayFileError as error:
+        raise ZerosError(f"{error}, or {again}") from error
     if array.dtype != np.float64 or array.shape != (2, manifest["count"]):
         raise ZerosError(
             f"{path} holds {array.dtype} {array.shape}, its manifest says float64 (2, {manifest['count']}): {again}"

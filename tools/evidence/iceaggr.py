@@ -1,0 +1,292 @@
+"""Neutrino directions: errors on held-out simulated events, speeds, realism of the simulation, ablations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from evidence import speeds
+from evidence.record import ROOT, Claim, interval, markdown, observed, read, verdict
+
+RESULTS = "packages/iceaggr/results"
+RUNS = {
+    "quick-cpu-seed0": "`quick`, two CPU cores",
+    "small-h200-seed0": "`small`, one H200",
+}
+PREDICTORS = {
+    "random": "random direction",
+    "linefit_hlc": "line fit, HLC pulses",
+    "linefit": "line fit, HLC within 1.5 us (best)",
+    "model": "**model**",
+}
+LABEL = "simulated data"
+_BELOW = "degrees below the best line fit"
+GPU_SPEEDS = f"{RESULTS}/bench/iceaggr-cuda.json"
+CPU_SPEEDS = {
+    "2 cores of a 16-core host": f"{RESULTS}/bench/iceaggr-cpu.json",
+    "2 shared cores of a virtual machine": f"{RESULTS}/bench/iceaggr-cpu-vm.json",
+}
+ORACLE = f"{RESULTS}/oracle/oracle-h200-seed7.json"
+_STAGES = {
+    "simulate": "simulate (accepted events)",
+    "group": "group pulses into DOMs",
+    "cache": "random events from the store, one process",
+}
+
+
+def evaluation(run: str) -> Any:
+    return read(f"{RESULTS}/{run}/evaluation.json")
+
+
+def reconstruction() -> str:
+    """Every predictor of every run, with intervals over events."""
+    body = []
+    for run, text in RUNS.items():
+        result, data = evaluation(run), read(f"{RESULTS}/{run}/config.json")["data"]
+        title = f"[{text}](results/{run}), {data['train_events']:,} training and {result['n_events']:,} held-out events"
+        for name, predictor in PREDICTORS.items():
+            cells = [interval(result["predictors"][name][key], 2) for key in ("mean_deg", "median_deg")]
+            if name == "model":
+                cells = [f"**{cell}**" for cell in cells]
+            body.append([title, predictor, *cells])
+            title = ""
+    return markdown(["run", "predictor", "mean", "median"], body, "llrr")
+
+
+def headline() -> str:
+    """Mean errors of the two runs side by side."""
+    shown = {name: text for name, text in PREDICTORS.items() if name != "linefit_hlc"}
+    results = {
+        f"{text}, {read(f'{RESULTS}/{run}/config.json')['data']['train_events']:,} events": evaluation(run)[
+            "predictors"
+        ]
+        for run, text in RUNS.items()
+    }
+    body = [
+        [text, *(f"**{cell}**" if name == "model" else cell for cell in cells)]
+        for name, text in shown.items()
+        for cells in [[interval(found[name]["mean_deg"], 2) for found in results.values()]]
+    ]
+    return markdown(["mean opening angle, degrees", *results], body, "lrr")
+
+
+def realism() -> str:
+    """Figures of simulated events beside the published ones."""
+    record = read(f"{RESULTS}/realism/inspect.json")
+    relative = ("n_pulses", "span", "doms", "charge")
+    body = []
+    for row in record["comparison"]:
+        name, real, here, tolerance = row["quantity"], row["real"], row["here"], row["tolerance"]
+        within = f"{tolerance:.0%}" if name.startswith(relative) and tolerance else f"{tolerance}"
+        ratio = f"{here / real:.3f}" if real else ""
+        asked = "" if tolerance is None else f"within {within}"
+        met = "" if row["ok"] is None else "yes" if row["ok"] else "**no**"
+        body.append([name, _short(real), _short(here), ratio, asked, met])
+    return markdown(["quantity", "real", "simulated", "ratio", "required", "met"], body, "lrrrll")
+
+
+def _short(x: float) -> str:
+    """Whole numbers from 1,000 on, four digits below."""
+    return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.4g}"
+
+
+def gpu_speed() -> str:
+    return speeds.table({"one H200": GPU_SPEEDS}, _STAGES)
+
+
+def cpu_speed() -> str:
+    return speeds.table(CPU_SPEEDS, _STAGES)
+
+
+def required() -> str:
+    """The claims about whole runs beside what is asked of them."""
+    chosen = [c for c in claims() if c.required is not None and "/speed-" not in c.name]
+    body = [[c.required or "", c.sentence, "yes" if c.verdict == "met" else "**no**"] for c in chosen]
+    return markdown(["required", "measured", "met"], body)
+
+
+def oracle() -> str:
+    """The information limit: directions from the likelihood of the simulation itself."""
+    record = read(ORACLE)
+    body = [
+        [name, f"{row['n']:,}", interval(row["mean_deg"], 2), interval(row["median_deg"], 2)]
+        for name in ("all", "track", "cascade", "n_pulses>=100")
+        if (row := record.get(name))
+    ]
+    return markdown([f"oracle, degrees ({record['label']})", "events", "mean", "median"], body, "lrrr")
+
+
+def limit_text() -> str:
+    """The oracle's mean error, if its record is there."""
+    return f"{read(ORACLE)['all']['mean_deg']['value']:.1f} (maximum likelihood)" if (ROOT / ORACLE).is_file() else ""
+
+
+def ablation(study: str) -> str:
+    """Variants of a study over seeds, and its paired comparisons."""
+    record = read(f"{RESULTS}/{study}/results.json")
+    variants = [
+        [
+            row["name"], f"{row['mean_deg']:.2f}", _range(row, "events"), _range(row, "seeds"),
+            f"{row['parameters']:,}", f"{row['events']:,}",
+        ]
+        for row in record["rows"]
+    ]  # fmt: skip
+    contrasts = [
+        [
+            row["question"], f"{row['difference']:+.2f}", _range(row, "events"), _range(row, "seeds"),
+            f"{row['p_holm']:.4f}", row["finding"],
+        ]
+        for row in record["contrasts"]
+    ]  # fmt: skip
+    header = [f"mean error in degrees ({record['label']})", "mean", "over events", "over seeds", "parameters", "events"]
+    tables = [markdown(header, variants, "lrrrrr")]
+    if contrasts:
+        header = ["comparison", "difference", "over events", "over seeds", "p (Holm)", "error is"]
+        tables.append(markdown(header, contrasts, "lrrrrl"))
+    return "\n\n".join(tables)
+
+
+def _range(row: Mapping[str, Any], over: str) -> str:
+    low, high = row[f"{over}_low"], row[f"{over}_high"]
+    return "" if low is None else f"{low:.2f} to {high:.2f}"
+
+
+def claims() -> list[Claim]:
+    """Errors of the runs, what is required of them, speeds, realism, and every comparison of the ablations."""
+    found = []
+    for run, text in RUNS.items():
+        raw = [f"{RESULTS}/{run}/evaluation.json"]
+        predictors = evaluation(run)["predictors"]
+        mean, best = predictors["model"]["mean_deg"], predictors["linefit"]["mean_deg"]
+        below = best["value"] - mean["value"]
+        shared: dict[str, Any] = {"raw": raw, "config": f"{RESULTS}/{run}/config.json", "seeds": [0]}
+        name = f"iceaggr/{run}"
+        found.append(
+            Claim(
+                f"{name}-error",
+                f"{text.replace('`', '')}: the mean opening angle is {mean['value']:.1f} degrees on held-out events, "
+                f"where the best line fit has {best['value']:.1f} degrees ({LABEL}, one seed).",
+                "mean opening angle, degrees",
+                [mean["value"]],
+                "measured",
+                interval=(mean["low"], mean["high"]),
+                test="bootstrap over events, 95 %; the spread between seeds is not in it",
+                **shared,
+            )
+        )
+        found.append(
+            Claim(
+                f"{name}-below-the-line-fit",
+                f"{text.replace('`', '')}: {below:.1f} {_BELOW} ({LABEL}, one seed).",
+                "mean opening angle of the best line fit less the model's, degrees",
+                [below],
+                verdict(below, 10),
+                required="the model at least 10 degrees below the best line fit",
+                **shared,
+            )
+        )
+    small = f"{RESULTS}/small-h200-seed0/config.json"
+    events = read(small)["data"]["train_events"]
+    found.append(
+        Claim(
+            "iceaggr/small-events",
+            f"On one H200 the small model was trained on {events:,} events ({LABEL}).",
+            "training events",
+            [events],
+            verdict(events, 2_000_000),
+            [small],
+            config=small,
+            required="on a GPU the same command trains `small` on at least 2,000,000 events",
+        )
+    )
+    cache = read(CPU_SPEEDS["2 cores of a 16-core host"])
+    size = next(row["last"]["bytes_per_pulse"] for row in cache["rows"] if row["stage"] == "cache")
+    found.append(
+        Claim(
+            "iceaggr/store-size",
+            f"The event store takes {size:.1f} bytes a pulse with everything ({LABEL}).",
+            "bytes per pulse",
+            [size],
+            verdict(size, 8, at_most=True),
+            [CPU_SPEEDS["2 cores of a 16-core host"]],
+            required="the event store within 8 bytes a pulse",
+        )
+    )
+    record = read(f"{RESULTS}/realism/inspect.json")
+    judged = [row["ok"] for row in record["comparison"] if row["ok"] is not None]
+    found.append(
+        Claim(
+            "iceaggr/realism",
+            f"{record['n_events']:,} simulated events with {record['n_pulses']:,} pulses: {sum(judged)} of "
+            f"{len(judged)} judged figures lie within their tolerance of the published ones.",
+            "judged figures within tolerance",
+            [sum(judged)],
+            verdict(sum(judged), len(judged)),
+            [f"{RESULTS}/realism/inspect.json"],
+            required="every judged figure of the simulation within its tolerance",
+        )
+    )
+    found += observed("iceaggr", f"{RESULTS}/observed.json")
+    found += speeds.claims("iceaggr", GPU_SPEEDS, "on one H200", LABEL)
+    for where, path in CPU_SPEEDS.items():
+        found += speeds.claims("iceaggr", path, f"on {where}", LABEL)
+    for study in _studies():
+        found += _comparisons(study)
+    if (ROOT / ORACLE).is_file():
+        found.append(_limit())
+    return found
+
+
+def _limit() -> Claim:
+    record = read(ORACLE)
+    mean = record["all"]["mean_deg"]
+    return Claim(
+        "iceaggr/oracle",
+        f"The likelihood of the simulation itself reaches {mean['value']:.1f} degrees on {record['all']['n']:,} events "
+        f"({record['label']}).",
+        "mean opening angle, degrees",
+        [mean["value"]],
+        "measured",
+        [ORACLE],
+        interval=(mean["low"], mean["high"]),
+        test="bootstrap over events, 95 %",
+    )
+
+
+def _comparisons(study: str) -> list[Claim]:
+    """The paired comparisons of an ablation study; a verdict needs both intervals and Holm's p."""
+    path = f"{RESULTS}/{study}/results.json"
+    record = read(path)
+    return [
+        Claim(
+            f"iceaggr/{study}-{i:02d}",
+            f"{row['question']}: {row['difference']:+.2f} degrees ({_range(row, 'seeds')} over seeds; "
+            f"{record['label']}), {row['finding']}.",
+            "paired difference of mean opening angles, degrees",
+            [row["difference"]],
+            row["finding"],
+            [path],
+            config=path,
+            seeds=record["budget"]["seeds"],
+            interval=(row["seeds_low"], row["seeds_high"]),
+            test=f"paired sign-flip over events, Holm p = {row['p_holm']:.4f}; Student's t over seeds",
+        )
+        for i, row in enumerate(record["contrasts"])
+    ]
+
+
+def _studies() -> list[str]:
+    """Folders of ablation records."""
+    return sorted(path.parent.name for path in (ROOT / RESULTS).glob("*/results.json"))
+
+
+TABLES = {
+    "iceaggr.reconstruction": reconstruction,
+    "iceaggr.headline": headline,
+    "iceaggr.required": required,
+    "iceaggr.gpu-speed": gpu_speed,
+    "iceaggr.cpu-speed": cpu_speed,
+    "iceaggr.realism": realism,
+    **({"iceaggr.oracle": oracle} if (ROOT / ORACLE).is_file() else {}),
+    **{f"iceaggr.{study}": lambda study=study: ablation(study) for study in _studies()},  # type: ignore[misc]
+}

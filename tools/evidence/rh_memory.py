@@ -1,0 +1,238 @@
+"""Zeta zeros: scores of every experiment, controls, claims about memory, which primes a model knows, speeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from evidence import speeds
+from evidence.drawing import Drawing
+from evidence.record import ROOT, bare, columns, interval, markdown, read, verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RESULTS = "packages/rh_memory/results"
+SMALL = f"{RESULTS}/runs/explicit-small-cpu-seed0"
+GPU_SPEEDS, CPU_SPEEDS = f"{RESULTS}/bench/rh-memory-cuda.json", f"{RESULTS}/bench/rh-memory-cpu.json"
+ZEROS = {"one H200": f"{RESULTS}/bench/zeros-cuda.json", "2 shared cores": f"{RESULTS}/bench/zeros-cpu.json"}
+_ZEROS_WITHIN_S = {
+    "one H200": {2_001_052: 1, 20_000_000: 20, 100_000_000: 180},
+    "2 shared cores": {100_000: 1, 2_001_052: 8},
+}
+PEAK_MB = 500
+_BASELINES = {
+    "iid marginal": None,
+    "sine-process gap": None,
+    "sine process, 8 gaps": None,
+    "AR(64), height": -0.38,
+    "prime phases": -0.65,
+}
+"""Predictors without a network, and the score each has to reach."""
+
+
+@cache
+def _runs() -> Any:
+    from rh_memory.records import read as read_runs
+
+    return read_runs([ROOT / RESULTS / "runs"])
+
+
+@cache
+def judged() -> dict[str, Any]:
+    """What `rh-memory verdicts` says about all runs that are kept."""
+    from rh_memory.verdicts import verdicts
+
+    return verdicts(_runs())
+
+
+def _baselines() -> dict[str, Any]:
+    """Scores of the predictors without a network on the zeta zeros, by name."""
+    zeta = read(f"{SMALL}/evaluation.json")["label"]
+    return {row["name"]: row for row in judged()["baselines"] if row["on"] == zeta}
+
+
+def _mean(row: Mapping[str, Any], metric: str = "nll_last") -> str:
+    summary = row[metric]
+    return interval({"value": summary["mean"], "low": summary["low"], "high": summary["high"]}, 3, short=True)
+
+
+def scores() -> str:
+    """Every experiment over its seeds, with what it has to reach, below the predictors without a network."""
+    known = _baselines()
+    body = []
+    for name, limit in _BASELINES.items():
+        asked = ("", "") if limit is None else (f"nll_last <= {limit}", _met(known[name]["value"], limit))
+        body.append([f"*{name}*", "", interval(known[name], 3, short=True), "", "", *asked])
+    words = {None: "", True: "met", False: "**NOT met**"}
+    for row in judged()["experiments"]:
+        by_seed = ", ".join(bare(x, 3) for x in row["by_seed"].values())
+        sd = "" if row["nll_last"]["sd"] is None else bare(row["nll_last"]["sd"], 3)
+        seeds = ", ".join(map(str, row["seeds"]))
+        body.append([row["experiment"], seeds, _mean(row), sd, by_seed, row["target"] or "", words[row["met"]]])
+    return markdown(["predictor", "seeds", "nll_last", "sd", "by seed", "required", ""], body, "llrrlll")
+
+
+def headline() -> str:
+    """Baselines and the two flagships: one line each."""
+    known = _baselines()
+    names = {
+        "iid marginal": "the spacings' own distribution",
+        "sine process, 8 gaps": "random-matrix theory given 8 gaps",
+        "AR(64), height": "64 gaps, weights by height",
+    }
+    body = [[text, "", interval(known[name], 3, short=True)] for name, text in names.items()]
+    rows = {row["experiment"]: row for row in judged()["experiments"]}
+    named = {"e0-rope": "transformer, rotary positions", "explicit": "the same with explicit-formula attention"}
+    for name, text in named.items():
+        if name in rows:
+            shown = _mean(rows[name])
+            body.append([text, str(len(rows[name]["seeds"])), f"**{shown}**" if name == "explicit" else shown])
+    return markdown(["nats per unfolded spacing, lower is better", "seeds", "nll_last"], body, "lrr")
+
+
+def controls() -> str:
+    """What a model loses without the primes, seed by seed."""
+    body = [
+        [" − ".join(row["experiments"]), ", ".join(row["by_seed"]), interval(row, 3, short=True), _verdict(row)]
+        for row in judged()["controls"]
+    ]
+    return markdown(["control", "seeds", "nll_last less its model's", "worse without the primes"], body, "llrl")
+
+
+def memory() -> str:
+    """The claims about memory slots with the statistic that decides each."""
+    body = [
+        [
+            row["claim"],
+            row["said"],
+            row["statistic"],
+            " − ".join(row["experiments"]),
+            "" if row["value"] is None else interval(row, 3, short=True),
+            row["needed"],
+            _verdict(row),
+        ]
+        for row in judged()["claims"]
+    ]
+    return markdown(["claim", "as first stated", "measured", "runs", "value", "holds if", "verdict"], body, "llllrll")
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    return f"{row['verdict']} ({row['why']})" if row["why"] else f"**{row['verdict']}**"
+
+
+def stopped() -> str:
+    """Runs that were stopped before their end, with their last validation."""
+    body = [
+        [
+            row["run"],
+            f"{row['steps']:,} of {row['of']:,}",
+            "" if row["last_validation"] is None else bare(row["last_validation"]["nll_last"], 3),
+        ]
+        for row in judged()["stopped"]
+    ]
+    return markdown(["run", "steps", "last validation, nll_last"], body, "lrr")
+
+
+def primes() -> str:
+    """Which prime powers the small model has learned (one seed)."""
+    found = read(f"{SMALL}/physics.json")
+    learned, law, variance = found["learned"], found["law"], found["number_variance_near_20"]
+    share = f"{100 * learned['power_predicted']:.1f} %"
+    near = interval({"value": variance["variance"], **{k: variance[k] for k in ("low", "high")}}, 4, short=True)
+    theory = f"with primes (Berry) {bare(variance['primes'], 4)}, GUE {bare(variance['GUE'], 4)}"
+    amplitude = f"amplitude of the lines A p^-b, from {law['zeros']['lines']} primes: A"
+    body = [
+        [
+            "lines of prime powers that stand out; share of their power predicted",
+            str(learned["lines_that_stand_out"]),
+            share,
+        ],
+        [amplitude, *(interval(law[of]["prefactor"], 3, short=True) for of in ("zeros", "model"))],
+        [
+            "b (explicit formula, first order: 1/2)",
+            *(interval(law[of]["exponent"], 3, short=True) for of in ("zeros", "model")),
+        ],
+        [f"number variance at L = 20 ({theory})", near, ""],
+    ]
+    return markdown(["what", "zeros", "model"], body, "lrr")
+
+
+def zeros() -> str:
+    """Time to compute, verify and write the first N zeros, beside what is asked."""
+    body = [
+        [f"{row['count']:,} zeros, {where}", f"<= {limit} s", f"{row['seconds']:.2f} s", _met(row["seconds"], limit)]
+        for where, row, limit in timed_zeros()
+    ]
+    peak = peak_mb()
+    body.append(["memory, 2,001,052 zeros, 2 shared cores", f"<= {PEAK_MB} MB", f"{peak:.0f} MB", _met(peak, PEAK_MB)])
+    return markdown(["what", "required", "measured", ""], body, "lrrl")
+
+
+def peak_mb() -> float:
+    """Peak of the resident set for two million zeros on a CPU, torch itself included."""
+    rows = read(ZEROS["2 shared cores"])["rows"]
+    return float(next(row["peak_rss_mb"] for row in rows if row["count"] == 2_001_052))
+
+
+def timed_zeros() -> list[tuple[str, dict[str, Any], float]]:
+    """(machine, row, limit in seconds) of what something is asked of."""
+    return [
+        (where, row, limits[row["count"]])
+        for where, path in ZEROS.items()
+        for limits in [_ZEROS_WITHIN_S[where]]
+        for row in read(path)["rows"]
+        if row["count"] in limits
+    ]
+
+
+def _met(measured: float, limit: float) -> str:
+    word = verdict(measured, limit, at_most=True)
+    return word if word == "met" else f"**{word}**"
+
+
+def speed() -> str:
+    """Whole training steps."""
+    return speeds.table({"one H200": GPU_SPEEDS, "2 shared cores": CPU_SPEEDS})
+
+
+def folders() -> dict[tuple[str, int], str]:
+    """(experiment, seed) -> its folder, of finished runs."""
+    return {(run.experiment, run.seed): f"{RESULTS}/runs/{run.name}" for run in _runs() if run.evaluation is not None}
+
+
+def form_factor() -> Figure:
+    from rh_memory import figures
+
+    return figures.form_factor(columns(f"{SMALL}/form_factor.csv"))
+
+
+def lines() -> Figure:
+    from rh_memory import figures
+
+    return figures.lines(columns(f"{SMALL}/lines.csv"))
+
+
+def number_variance() -> Figure:
+    from rh_memory import figures
+
+    labels = {"xlabel": "interval L (mean gaps)", "ylabel": "number variance"}
+    theory = {"GUE": "GUE", "primes": "with primes (Berry)"}
+    return figures.measured(columns(f"{SMALL}/number_variance.csv"), "L", "variance", theory, labels)
+
+
+TABLES = {
+    "rh_memory.scores": scores,
+    "rh_memory.headline": headline,
+    "rh_memory.controls": controls,
+    "rh_memory.memory": memory,
+    "rh_memory.stopped": stopped,
+    "rh_memory.primes": primes,
+    "rh_memory.zeros": zeros,
+    "rh_memory.speed": speed,
+}
+DRAWINGS = [
+    Drawing(f"{SMALL}/{draw.__name__}.png", [f"{SMALL}/{draw.__name__}.csv"], draw)
+    for draw in (form_factor, lines, number_variance)
+]
