@@ -29,6 +29,7 @@ None of this is shipped with the lab: it is fetched by uv. What is neither MIT, 
 - `nvidia-*` and `cuda-*` (NVIDIA's own licence): the CUDA libraries that PyTorch's Linux wheel needs. Not on macOS.
 - MPL-2.0 (`certifi`, `tqdm`, and in development `hypothesis`, `pathspec`): file-level copyleft, used unchanged.
 - `python-flint` (MIT AND LGPL-3.0-or-later): an oracle of rh_memory's tests only.
+- `healpy` (GPL-2.0-only): only with iceaggr's optional extra `healpix`, imported where a .fits map is written.
 
 ## Known vulnerabilities
 

@@ -105,6 +105,29 @@ def required() -> str:
     return markdown(["required", "measured", "met"], body)
 
 
+def hierarchical() -> str:
+    """Where a training step of T1 and T2 goes, and the memory of the largest events."""
+    row = next(row for row in read(GPU_SPEEDS)["rows"] if row["stage"] == "train t1t2")
+    split = row["split"]
+    body = [
+        ["T1, forward and backward, of a step", f"{1e3 * split['t1_s']:.1f} of {1e3 * split['step_s']:.1f} ms", "", ""],
+        ["T2, forward and backward, of a step", f"{1e3 * split['t2_s']:.1f} ms", "", ""],
+        _limited("share of a step spent waiting for data", split["data_share"], 0.1, "{:.1%}"),
+        ["packing efficiency (pulses per computed row)", f"{split['packing_efficiency']:.1%}", "", ""],
+    ]
+    limits = {"inference": 0.5, "training step": 1.5}
+    body += [
+        _limited(f"memory, {what}", found["peak_gb"], limits[what.rpartition(", ")[2]], "{:.2f} GB")
+        for what, found in row["extreme"].items()
+    ]
+    return markdown([f"T1 and T2, one H200 ({LABEL})", "measured", "required", ""], body, "lrrl")
+
+
+def _limited(what: str, measured: float, limit: float, form: str) -> list[str]:
+    met = verdict(measured, limit, at_most=True)
+    return [what, form.format(measured), f"<= {form.format(limit)}", met if met == "met" else f"**{met}**"]
+
+
 def oracle() -> str:
     """The information limit: directions from the likelihood of the simulation itself."""
     record = read(ORACLE)
@@ -286,6 +309,7 @@ TABLES = {
     "iceaggr.required": required,
     "iceaggr.gpu-speed": gpu_speed,
     "iceaggr.cpu-speed": cpu_speed,
+    "iceaggr.hierarchical": hierarchical,
     "iceaggr.realism": realism,
     **({"iceaggr.oracle": oracle} if (ROOT / ORACLE).is_file() else {}),
     **{f"iceaggr.{study}": lambda study=study: ablation(study) for study in _studies()},  # type: ignore[misc]
