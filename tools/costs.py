@@ -96,13 +96,13 @@ def seeds() -> list[Cost]:
     from rh_memory.config import PRESETS
 
     rows = record("attn_clustering", "attn-clustering-cuda")
-    experiment = EXPERIMENTS["controlled-v1"][1]
+    experiment = EXPERIMENTS["faithful-v1"][1]
     per_seed = bytes_per_seed = 0.0
     listed = jobs(experiment, seeds=2)
     second = [job for job in listed if job.kwargs["config"]["seed"] == experiment.first_seed + 1]  # without the sweep
     for job in second:
         config = job.kwargs["config"]
-        row = rows[f"train controlled-v1 {config['attention']}"]
+        row = rows[f"train faithful-v1 {config['attention']}"]
         tokens = config["optim"]["steps"] * config["optim"]["batch"] * row["batch"][1]
         per_seed += tokens / row["tokens_per_s"]
         bytes_per_seed += 4 * row["parameters"]
@@ -110,11 +110,11 @@ def seeds() -> list[Cost]:
     windows = preset.steps * preset.batch_size
     return [
         Cost(
-            f"{SEEDS} seeds of `controlled-v1`, {len(second)} runs each (training alone, not the analysis)",
+            f"{SEEDS} seeds of `faithful-v1`, {len(second)} runs each (training alone, not the analysis)",
             SEEDS * per_seed / 3600,
             SEEDS * bytes_per_seed,
-            "`train controlled-v1` mha and gqa, "
-            + " and ".join(f"{rows[f'train controlled-v1 {a}']['tokens_per_s']:,.0f}" for a in ("mha", "gqa"))
+            "`train faithful-v1` mha and gqa, "
+            + " and ".join(f"{rows[f'train faithful-v1 {a}']['tokens_per_s']:,.0f}" for a in ("mha", "gqa"))
             + " tokens/s",
         ),
         Cost(

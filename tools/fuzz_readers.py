@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -345,19 +346,22 @@ def _run_folder() -> Reader:
     """A run folder that is opened again: manifest.json, config.json, metrics.jsonl."""
     from lab_shared import run
 
-    vars(run)["_record_session"] = lambda *_: {}  # asks git, which is slow and beside the point
+    without_git = patch.object(run, "_record_session", lambda *_: {})  # git is slow and beside the point
 
     def make(folder: Path) -> None:
         command = "again {path}"
-        with run.Run.create(
-            folder, FuzzConfig(), seed=3, project="fuzz", resume_command=command, wandb="disabled"
-        ) as started:
+        with (
+            without_git,
+            run.Run.create(
+                folder, FuzzConfig(), seed=3, project="fuzz", resume_command=command, wandb="disabled"
+            ) as started,
+        ):
             for step in range(1, 4):
                 started.log(step, "train", {"loss": 1.0 / step})
         (folder / "run.lock").unlink()
 
     def read(folder: Path) -> Any:
-        with run.Run.open(folder) as opened:
+        with without_git, run.Run.open(folder) as opened:
             config = opened.config(FuzzConfig)
             opened.rewind(2)
             return opened.seed, opened.resume_command, config, run.read_metrics(folder)
