@@ -346,7 +346,7 @@ def _run_folder() -> Reader:
     """A run folder that is opened again: manifest.json, config.json, metrics.jsonl."""
     from lab_shared import run
 
-    without_git = patch.object(run, "_record_session", lambda *_: {})  # git is slow and beside the point
+    without_git: Any = patch.object(run, "_record_session", lambda *_: {})  # git is slow and beside the point
 
     def make(folder: Path) -> None:
         command = "again {path}"
