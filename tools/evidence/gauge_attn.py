@@ -256,6 +256,23 @@ TABLES = {
     **{f"gauge_attn.{grid}-verdicts": lambda grid=grid: verdict_table(grid) for grid in _grids()},  # type: ignore[misc]
     **{f"gauge_attn.{grid}-cells": lambda grid=grid: cell_table(grid) for grid in _grids()},  # type: ignore[misc]
 }
+
+
+def grid_figure(grid: str, name: str) -> Figure:
+    from gauge_attn import figures
+
+    return figures.grid_figure(figures.grid_points(_runs(grid), name), name)
+
+
 DRAWINGS = [
-    Drawing(f"{QUICK}/row_std_training.png", [f"{QUICK}/evaluation.json", f"{QUICK}/metrics.jsonl"], row_std_training)
+    Drawing(f"{QUICK}/row_std_training.png", [f"{QUICK}/evaluation.json", f"{QUICK}/metrics.jsonl"], row_std_training),
+    *(
+        Drawing(
+            f"{RESULTS}/{grid}/figures/{name}.png",
+            [f"{RESULTS}/{grid}/results.json"],
+            lambda grid=grid, name=name: grid_figure(grid, name),  # type: ignore[misc]
+        )
+        for grid in _grids()
+        for name in ("sharpness_scale", "predicted")
+    ),
 ]

@@ -106,3 +106,26 @@ def scatter(
         ax.set(xlabel=xlabel, ylabel=ylabel)
         ax.legend()
     return fig
+
+
+Points = list[tuple[int, float, float]]
+GRID_FIGURES = ("sharpness_scale", "ablation", "predicted")
+
+
+def grid_points(runs: Sequence[Mapping[str, Any]], name: str) -> Points:
+    """(l, x, y) of what one of GRID_FIGURES shows of a grid's runs."""
+    heads = [h for r in runs for h in r["summary"]["heads"]]
+    if name == "sharpness_scale":
+        return [(h["l"], h["logit_std"], h["entropy_ratio"]) for h in heads if h.get("logit_std", 0) > 0]
+    if name == "ablation":
+        return [(h["l"], h["entropy_ratio"], h["uniform"]) for h in heads if "uniform" in h]
+    return [(h["l"], h["predicted"], h["row_std"]) for r in runs for h in r["summary"]["initial"]]
+
+
+def grid_figure(points: Points, name: str) -> Figure:
+    """The scatter of `grid_points`."""
+    if name == "sharpness_scale":
+        return scatter(points, "std of the logits over keys", "H / log n", identity=False, log=True)
+    if name == "ablation":
+        return scatter(points, "H / log n", "cost of uniform attention (nats)", identity=False, log=False)
+    return scatter(points, "row_std predicted", "row_std before training", identity=True, log=False)

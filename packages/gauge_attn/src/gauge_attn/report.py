@@ -163,33 +163,23 @@ def write_grid_report(folder: Path) -> Path:
     )
 
     page.section("Sharpness")
-    points = [
-        (h["l"], h["logit_std"], h["entropy_ratio"])
-        for r in runs
-        for h in r["summary"]["heads"]
-        if h.get("logit_std", 0) > 0
-    ]
     where = ", ".join(labels)
-    if points:
-        figure = figures.scatter(points, "std of the logits over keys", "H / log n", identity=False, log=True)
-        _figure(
-            page,
-            folder,
-            "sharpness_scale",
-            figure,
-            _points(points, "logit_std", "entropy_ratio"),
-            f"Heads after training, {where}.",
-        )
-    points = [(h["l"], h["entropy_ratio"], h["uniform"]) for r in runs for h in r["summary"]["heads"] if "uniform" in h]
-    if points:
-        figure = figures.scatter(points, "H / log n", "cost of uniform attention (nats)", identity=False, log=False)
-        caption = f"What a head's attention is worth: rise of the loss when it is made uniform, {where}."
-        _figure(page, folder, "ablation", figure, _points(points, "entropy_ratio", "cost"), caption)
-    points = [(h["l"], h["predicted"], h["row_std"]) for r in runs for h in r["summary"]["initial"]]
-    if points:
-        figure = figures.scatter(points, "row_std predicted", "row_std before training", identity=True, log=False)
-        caption = f"The closed form against untrained models on {where}; the band is 10%."
-        _figure(page, folder, "predicted", figure, _points(points, "predicted", "measured"), caption)
+    shown = {
+        "sharpness_scale": ("logit_std", "entropy_ratio", f"Heads after training, {where}."),
+        "ablation": (
+            "entropy_ratio",
+            "cost",
+            f"What a head's attention is worth: rise of the loss when it is made uniform, {where}.",
+        ),
+        "predicted": (
+            "predicted",
+            "measured",
+            f"The closed form against untrained models on {where}; the band is 10%.",
+        ),
+    }
+    for name, (x, y, caption) in shown.items():
+        if points := figures.grid_points(runs, name):
+            _figure(page, folder, name, figures.grid_figure(points, name), _points(points, x, y), caption)
     return page.write(folder / "report.html")
 
 

@@ -61,8 +61,10 @@ def verdicts(runs: Sequence[Run]) -> list[Verdict]:
 
 
 def low_spin_cannot(runs: Sequence[Run]) -> Verdict | None:
-    """The seed's headline: heads of l = 0, 1 cannot be sharp, whatever the training or hyper-parameters. Runs can refute
-    that; that it holds is said of their own cells only."""
+    """The seed's headline: heads of l = 0, 1 cannot be sharp, whatever the training or hyper-parameters.
+
+    Runs can refute that; that it holds is said of their own cells only.
+    """
     best: tuple[float, str, Summary, Run] | None = None
     for (_, cell), members in by_cell(runs).items():
         for l in (0, 1):
