@@ -93,6 +93,7 @@ def test_predict_writes_a_submission(folders, tmp_path, strict):
     assert all(0 <= float(r["azimuth"]) < 2 * np.pi and 0 <= float(r["zenith"]) <= np.pi for r in rows)
 
 
+@pytest.mark.slow
 def test_report_and_display_are_self_contained_pages(folders, tmp_path):
     assert main(["report", str(folders / "run")]) == 0
     with np.load(folders / "run" / "predictions.npz") as arrays:

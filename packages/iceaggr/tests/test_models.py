@@ -330,7 +330,11 @@ def train(model, events, target_E3, steps, loss, lr=3e-3):
 
 @pytest.mark.parametrize(
     ("arch", "mode", "lr", "degrees"),
-    [("v2", "linear", 3e-3, 2), ("v2", "none", 3e-3, 2), ("v1", "linear", 1e-2, 8)],
+    [
+        ("v2", "linear", 3e-3, 2),
+        pytest.param("v2", "none", 3e-3, 2, marks=pytest.mark.slow),
+        ("v1", "linear", 1e-2, 8),
+    ],
 )
 def test_overfits_a_few_events(arch, mode, lr, degrees):
     events, target_E3 = plane_waves()
@@ -340,6 +344,7 @@ def test_overfits_a_few_events(arch, mode, lr, degrees):
     assert after.mean() < degrees
 
 
+@pytest.mark.slow
 def test_vmf_learns_direction_and_confidence():
     events, target_E3 = plane_waves()
     model = tiny()

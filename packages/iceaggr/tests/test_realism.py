@@ -103,6 +103,7 @@ def test_comparison_judges_by_tolerance() -> None:
     assert text.count("\n") == len(TARGETS)
 
 
+@pytest.mark.slow
 def test_figure_is_written(make_pulses: Callable[..., Pulses], tmp_path: Path) -> None:
     save_qq_figure(statistics([make_pulses([50] * 20)]), tmp_path / "qq.png", "simulated data")
     assert (tmp_path / "qq.png").stat().st_size > 10_000

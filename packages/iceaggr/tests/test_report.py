@@ -107,6 +107,7 @@ def run(tmp_path, predictions):
     return folder
 
 
+@pytest.mark.slow
 def test_whole_report(run):
     path = write_report(run)
     assert path == run / "report.html"

@@ -74,6 +74,7 @@ def test_predict_takes_the_test_split_and_passes_the_check(run, folder, tmp_path
     assert [row["event_id"] for row in rows(out)] == ["1000", "1007"]
 
 
+@pytest.mark.slow
 def test_predict_applies_the_temperature(run, folder, tmp_path, capsys):
     out = tmp_path / "submission.csv"
     command = ["predict", str(run), "--data", str(folder), "--out", str(out), "--device", "cpu"]
