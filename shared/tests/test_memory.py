@@ -1,6 +1,10 @@
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import torch
-from lab_shared.memory import DeviceMemoryError, lower_when_full
+from lab_shared.memory import DeviceMemoryError, lower_when_full, peak_memory
 
 MESSAGE = (
     "CUDA out of memory. Tried to allocate 3.00 GiB. GPU 0 has a total capacity of 79.1 GiB of which 1.2 GiB is free. "
@@ -33,3 +37,13 @@ def test_a_gpu_that_is_really_full():
         lower_when_full("--tokens-per-batch"),
     ):
         torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
+
+
+def test_peak_memory_is_this_process_alone():
+    ballast = np.ones(40_000_000)  # a parent larger than its child
+    assert peak_memory() > ballast.nbytes
+    program = "from lab_shared.memory import peak_memory; import numpy as np; before = peak_memory()\n"
+    program += "np.ones(30_000_000); print(before, peak_memory())"
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    before, after = map(int, child.stdout.split())
+    assert 0.9 * 240e6 < after - before < 1.2 * 240e6

@@ -1,9 +1,12 @@
-"""A full accelerator as an error that says which flag to lower."""
+"""Peak memory of a process, and a full accelerator as an error that says which flag to lower."""
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -28,3 +31,18 @@ def lower_when_full(*flags: str) -> Iterator[None]:
         raise DeviceMemoryError(
             f"the device is out of memory ({reason}): start a new run with a lower {' or '.join(flags)}"
         ) from error
+
+
+def peak_memory(device: torch.device | str = "cpu") -> int:
+    """Bytes: the most allocated on a GPU since its last reset, or the largest resident size of this process.
+
+    The resident peak is that of the whole life of the process: to measure one piece of work, give it a process.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "linux":  # where getrusage begins with the peak of the process that started this one
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

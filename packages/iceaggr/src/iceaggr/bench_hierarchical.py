@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import gc
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 from typing import Any, cast
 
@@ -16,6 +13,7 @@ import numpy as np
 import torch
 from lab_shared.bench import measure
 from lab_shared.dist import Dist
+from lab_shared.memory import peak_memory
 
 from iceaggr.config import TrainConfig
 from iceaggr.data.cache import EventCache
@@ -188,13 +186,8 @@ def _wall(work: Callable[[], int], gpu: bool, quick: bool) -> list[tuple[float, 
 
 
 def _memory_gb(device: torch.device, *, reset: bool = False) -> float:
-    if device.type == "cuda":
-        if reset:
-            gc.collect()
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    if sys.platform == "linux":  # where getrusage begins with the largest size of the process that started this one
-        status = Path("/proc/self/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
+    if device.type == "cuda" and reset:
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    return peak_memory(device) / 1e9

@@ -8,7 +8,7 @@ on a store of a few million empty events.
 from __future__ import annotations
 
 import json
-import resource
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from lab_shared.config import from_json
 from lab_shared.errors import UserError
+from lab_shared.memory import peak_memory
 
 from iceaggr.config import PRESETS, DataConfig, TrainConfig
 from iceaggr.run_files import read_run, series
@@ -85,14 +86,22 @@ def host_bytes_per_event() -> float:
     """Memory of one training process that grows with the number of events, measured.
 
     Peak resident memory of splitting a store and beginning to train on it, at three million events of one pulse less
-    that at one million, per event. The pulses themselves stay in the memory-mapped store and are not in it.
+    that at one million, per event. The pulses themselves stay in the memory-mapped store and are not in it. In a
+    process of its own, as this one may already have had a higher peak.
     """
+    program = "from iceaggr.plan import _peaks; print(*_peaks(1_000_000, 3_000_000))"
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    small, large = map(int, child.stdout.split())
+    return (large - small) / 2_000_000
+
+
+def _peaks(*numbers: int) -> list[int]:
+    """Peak memory of this process, bytes, after beginning to train on so many events; in ascending order."""
     peaks = []
-    for n in (1_000_000, 3_000_000):
+    for n in numbers:
         _begin_training(n)
-        unit = 1 if sys.platform == "darwin" else 1024
-        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
-    return (peaks[1] - peaks[0]) / 2_000_000
+        peaks.append(peak_memory())
+    return peaks
 
 
 def _begin_training(n: int) -> None:

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
+from lab_shared.memory import peak_memory
 
 from iceaggr.data.pulses import Pulses
 from iceaggr.geometry import Geometry
@@ -116,7 +117,7 @@ def bench_simulator(device: torch.device | str = "cpu", seconds: float = 10.0) -
         "proposals_per_s": blocks * BLOCK_SIZE[device.type] / wall,
         "pulses_per_s": pulses_seen / wall,
         "cpu_seconds_per_event": cpu / events,
-        "peak_memory_gb": _peak_memory(device) / 1e9,
+        "peak_memory_gb": peak_memory(device) / 1e9,
     }
 
 
@@ -179,14 +180,3 @@ def _cut(pulses: Pulses, truth: Truth, n: int, first_id: int) -> tuple[Pulses, T
     cut = {name: x[:end] if name.endswith("_P") else x[:n] for name, x in vars(pulses).items()}
     cut["offsets_E1"] = pulses.offsets_E1[: n + 1]
     return Pulses(**cut), Truth(**{k: x[:end] if k.endswith("_P") else x[:n] for k, x in vars(truth).items()})
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Bytes: allocated on the GPU since the last reset, or the largest resident size of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lab_shared.memory import peak_memory
 
 from rh_memory.zeros.generate import main
 
@@ -35,14 +34,13 @@ def bench_zeros(
                 manifest = main(count, Path(folder) / "zeros.npy", device, resume=False)
                 seconds.append(time.perf_counter() - begin)
             median = sorted(seconds)[len(seconds) // 2]
-            unit = 1e6 if sys.platform == "darwin" else 1e3
             rows.append(
                 {
                     "count": count,
                     "device": manifest["device"],
                     "seconds": median,
                     "zeros_per_s": count / median,
-                    "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
+                    "peak_rss_mb": peak_memory() / 1e6,
                     "peak_cuda_mb": torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else 0.0,
                 }
             )
