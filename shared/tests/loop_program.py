@@ -1,5 +1,5 @@
 """A small training program for the fault tests, run as real processes; see the fixture `train` in
-test_loop.py.
+test_loop_faults.py.
 
 It imports torch once and forks a child (or one per rank) for each job that it reads from stdin, so that
 dozens of killed runs cost seconds. A job is one JSON line; the answer is one JSON line with each rank's wait

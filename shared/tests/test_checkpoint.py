@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from lab_shared.checkpoint import (
     CheckpointError,
     checkpoint_path,
-    decode_tree,
     encode_tree,
     load_tree,
     load_weights,
@@ -27,6 +26,7 @@ from lab_shared.checkpoint import (
     set_rng_state,
 )
 from lab_shared.files import StorageError, atomic_write
+from lab_shared.tree_file import decode_tree
 from torch import nn
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lab_shared import bootstrap
-from lab_shared.stats import Quantile, bca_interval, paired_sign_flip, seeds_table, student_t_quantile
+from lab_shared.stats import Quantile, bca_interval, holm, paired_sign_flip, seeds_table, student_t_quantile
 
 FINITE = st.floats(-100, 100).map(lambda v: round(v, 3))
 
@@ -209,6 +209,43 @@ def test_p_is_uniform_when_nothing_differs() -> None:
 def test_paired_test_refuses(a: list, b: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         paired_sign_flip(a, b)
+
+
+# families of tests
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+@settings(max_examples=40)
+def test_holm_rejects_what_the_stepwise_procedure_rejects(p_values: list[float]) -> None:
+    adjusted = holm(p_values)
+    for level in (0.01, 0.05, 0.2):
+        rejected, order = set(), np.argsort(p_values, kind="stable")
+        for k, i in enumerate(order):
+            if p_values[i] * (len(p_values) - k) > level:
+                break
+            rejected.add(int(i))
+        assert {i for i, p in enumerate(adjusted) if p <= level} == rejected
+
+
+@given(st.lists(st.floats(0, 1), max_size=8))
+@settings(max_examples=40)
+def test_holm_is_monotone_and_at_least_p(p_values: list[float]) -> None:
+    adjusted = holm(p_values)
+    assert all(p <= a <= 1 for a, p in zip(adjusted, p_values, strict=True))
+    order = np.argsort(p_values, kind="stable")
+    assert (np.diff(np.array(adjusted)[order]) >= 0).all()
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1, math.nan])
+def test_holm_refuses(p: float) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        holm([0.5, p])
 
 
 # tables over seeds

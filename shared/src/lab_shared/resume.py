@@ -14,7 +14,6 @@ from lab_shared.checkpoint import (
     CheckpointError,
     assign_tensors,
     checkpoint_path,
-    decode_tree,
     encode_tree,
     load_tree,
     model_tensors,
@@ -26,6 +25,7 @@ from lab_shared.checkpoint import (
 from lab_shared.dist import Dist
 from lab_shared.files import StorageError
 from lab_shared.run import Run
+from lab_shared.tree_file import decode_tree
 
 
 class Stateful(Protocol):

@@ -14,36 +14,26 @@ DONE.json         the summary; written last, so its presence means the run is co
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import math
 import os
 import shlex
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
-import torch
-
-from lab_shared import manifest
 from lab_shared.config import read_config, to_json
 from lab_shared.dist import Dist, elastic_job
 from lab_shared.errors import UserError
 from lab_shared.files import atomic_write, make_folder, storage_error
 from lab_shared.progress import Progress
+from lab_shared.run_folder import RunError, closed_on_error, lock_folder, on_rank_0, read_manifest, record_session
+from lab_shared.wandb_mirror import WandbMode, start_mirror
 
 T = TypeVar("T")
-WandbMode = Literal["offline", "online", "disabled"]
-_LARGEST_DIFF = 1_000_000  # characters
-
-
-class RunError(UserError):
-    """A run folder that is taken, locked, or no run; the message names it and what to do."""
 
 
 class Run:
@@ -57,7 +47,7 @@ class Run:
     def __init__(self, path: Path, lock: int | None) -> None:
         """Use `create` or `open`. lock: the folder's, None on ranks above 0."""
         self.path = path
-        facts = _read_manifest(path)
+        facts = read_manifest(path)
         self.seed: int = facts["seed"]
         self.is_main = lock is not None
         self.progress = Progress(enabled=self.is_main)
@@ -72,7 +62,7 @@ class Run:
                 leftover.unlink()  # a crash while writing; the lock says nobody is writing now
             make_folder(path / "figures")
             self._metrics = _open_for_appending(path / "metrics.jsonl")
-            self._wandb = _start_wandb(path, facts, self.progress)
+            self._wandb = start_mirror(path, facts, self.progress)
 
     @classmethod
     def create(
@@ -113,17 +103,17 @@ class Run:
                     raise RunError(f"{path} holds a run of another configuration: choose another folder")
                 return _open_folder(path, dist)
             make_folder(path)
-            with _closed_on_error(_lock_folder(path)) as lock:
+            with closed_on_error(lock_folder(path)) as lock:
                 parts = ("config.json", "metrics.jsonl", "checkpoints")
                 if taken := [name for name in parts if (path / name).exists()]:
                     command = resume_command.format(path=shlex.quote(str(path)))
                     raise RunError(f"{path} already holds a run ({taken[0]}): go on with `{command}` or choose another")
-                session = _record_session(path, seed, dist, "dirty.diff")
+                session = record_session(path, seed, dist, "dirty.diff")
                 atomic_write(path / "manifest.json", _to_text({**facts, **session, "resumes": []}))
                 atomic_write(path / "config.json", text)  # last: with it the folder is a run
                 return lock
 
-        return cls(*_on_rank_0(start, Path(out), dist))
+        return cls(*on_rank_0(start, Path(out), dist))
 
     @classmethod
     def open(cls, path: str | Path, *, dist: Dist | None = None) -> Run:
@@ -133,7 +123,7 @@ class Run:
         written.
         """
 
-        return cls(*_on_rank_0(lambda folder: _open_folder(folder, dist), Path(path), dist))
+        return cls(*on_rank_0(lambda folder: _open_folder(folder, dist), Path(path), dist))
 
     def config(self, cls: type[T]) -> T:
         """The configuration the run was created with, as the dataclass `cls`. Raises ConfigError."""
@@ -247,22 +237,6 @@ def _parse(line: str) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and type(record.get("step")) is int and "split" in record else None
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    """What manifest.json says. Raises RunError when it is damaged."""
-    file = path / "manifest.json"
-    try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{file} is damaged ({error!s:.300}): start a new run in another folder") from error
-    kinds = {"seed": int, "resume_command": str, "wandb": str, "project": str, "wandb_id": str, "resumes": list}
-    wrong = [name for name, kind in kinds.items() if not isinstance(facts, dict) or type(facts.get(name)) is not kind]
-    if not wrong and facts["wandb"] not in get_args(WandbMode):
-        wrong = ["wandb"]
-    if wrong:
-        raise RunError(f"{file} is damaged (no {', '.join(wrong)}): start a new run in another folder")
-    return facts
-
-
 def _plain(value: Any) -> Any:
     """`value` with tensors and numpy scalars as numbers and non-finite numbers as None (JSON has no NaN)."""
     if isinstance(value, dict):
@@ -282,10 +256,10 @@ def _open_folder(path: Path, dist: Dist | None) -> int:
     """Lock the run in `path` and note in its manifest that it goes on; the lock."""
     if not (path / "config.json").is_file() or not (path / "manifest.json").is_file():
         raise RunError(f"{path} holds no run (no config.json with a manifest.json): check the path")
-    with _closed_on_error(_lock_folder(path)) as lock:
-        facts = _read_manifest(path)
+    with closed_on_error(lock_folder(path)) as lock:
+        facts = read_manifest(path)
         diff_name = f"dirty.resume{len(facts['resumes']) + 1}.diff"
-        facts["resumes"].append(_record_session(path, facts["seed"], dist, diff_name))
+        facts["resumes"].append(record_session(path, facts["seed"], dist, diff_name))
         atomic_write(path / "manifest.json", _to_text(facts))
         return lock
 
@@ -295,94 +269,3 @@ def _open_for_appending(path: Path) -> FileIO:
         return FileIO(path, "a")
     except OSError as error:
         raise storage_error(path, error) from error
-
-
-def _lock_folder(path: Path) -> int:
-    """An exclusive lock held by this process: the kernel drops it when the process dies, however it dies."""
-    file = path / "run.lock"
-    try:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise storage_error(file, error) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.read(descriptor, 20).decode(errors="replace").strip()
-        os.close(descriptor)
-        raise RunError(
-            f"{path} is in use by another run (process {holder}): wait for it or choose another folder"
-        ) from error
-    except OSError as error:  # a file system without locks
-        os.close(descriptor)
-        raise storage_error(file, error) from error
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, str(os.getpid()).encode())
-    return descriptor
-
-
-@contextmanager
-def _closed_on_error(descriptor: int) -> Iterator[int]:
-    try:
-        yield descriptor
-    except BaseException:
-        os.close(descriptor)
-        raise
-
-
-def _on_rank_0(start: Callable[[Path], int], path: Path, dist: Dist | None) -> tuple[Path, int | None]:
-    """Let rank 0 `start` the folder while the others wait: (rank 0's path, its lock or None on other ranks).
-
-    One path for all: a default made from the time of day would differ between ranks.
-    """
-    if dist is None or dist.world == 1:
-        return path, start(path)
-    lock, told = None, [""]
-    try:
-        if dist.rank == 0:
-            lock = start(path)
-            told = [str(path)]
-    finally:
-        torch.distributed.broadcast_object_list(told, src=0)
-    if not told[0]:
-        raise RunError("rank 0 could not start the run; its own message says why")
-    return Path(told[0]), lock
-
-
-def _record_session(path: Path, seed: int, dist: Dist | None, diff_name: str) -> dict[str, Any]:
-    facts, diff = manifest.describe(seed, 1 if dist is None else dist.world)
-    if 0 < len(diff) <= _LARGEST_DIFF:
-        atomic_write(path / diff_name, diff)
-        facts["diff"] = diff_name
-    return facts
-
-
-def _start_wandb(path: Path, facts: dict[str, Any], progress: Progress) -> Any:
-    """A W&B run that keeps its files inside `path`, or None; the training goes on either way."""
-    if facts["wandb"] == "disabled":
-        return None
-    try:
-        import wandb
-    except ImportError:
-        progress.line("wandb is not installed: metrics.jsonl is the only record (pip install wandb for the mirror)")
-        return None
-    cache = os.environ.get("WANDB_CACHE_DIR")
-    # Its logs go to ~/.cache otherwise.
-    os.environ["WANDB_CACHE_DIR"] = str(path.resolve() / "wandb" / "cache")
-    try:
-        return wandb.init(
-            mode=facts["wandb"],
-            project=facts["project"],
-            name=path.name,
-            id=facts["wandb_id"],
-            resume="allow",
-            dir=str(path.resolve()),
-            config=json.loads((path / "config.json").read_text()),
-            settings=wandb.Settings(console="off", silent=True, disable_code=True, x_disable_stats=True),
-        )
-    except Exception as error:  # a mirror must not stop the run, whatever breaks in it
-        progress.line(f"wandb did not start ({error}): metrics.jsonl is the only record")
-        return None
-    finally:
-        os.environ.pop("WANDB_CACHE_DIR")
-        if cache is not None:
-            os.environ["WANDB_CACHE_DIR"] = cache

@@ -1,4 +1,4 @@
-"""Statistics of results: intervals, a paired test, tables over seeds."""
+"""Statistics of results: intervals, a paired test, a correction for families of tests, tables over seeds."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ __all__ = [
     "SignFlip",
     "Summary",
     "bca_interval",
+    "holm",
     "paired_sign_flip",
     "seeds_table",
     "student_t_quantile",
@@ -66,6 +67,22 @@ def paired_sign_flip(a: ArrayLike, b: ArrayLike, *, resamples: int = 10_000, see
         plus = rng.integers(0, 2, (min(rows, resamples - start), d.size), dtype=np.int8)
         count += int(np.sum(np.abs(2 * (plus @ d) - d.sum()) >= threshold))
     return SignFlip((1 + count) / (1 + resamples), float(d.mean()), d.size, resamples, exact=False)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for a family of tests: the k-th smallest of m times m - k + 1, made monotone, at most 1.
+
+    Those at most alpha are what Holm's step-down procedure rejects at alpha: the chance of one false rejection or more
+    is at most alpha, however the tests depend on each other. Raises ValueError for values outside [0, 1].
+    Source: Holm, Scandinavian Journal of Statistics 6 (1979) 65.
+    """
+    if not all(0 <= p <= 1 for p in p_values):
+        raise ValueError(f"{list(p_values)}: p-values lie between 0 and 1")
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(np.argsort(p_values, kind="stable").tolist()):
+        largest = max(largest, (len(p_values) - rank) * p_values[i])
+        adjusted[i] = min(1.0, largest)
+    return adjusted
 
 
 class Summary(NamedTuple):
