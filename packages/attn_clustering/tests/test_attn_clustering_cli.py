@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from attn_clustering.cli import main
-from attn_clustering.config import EXPERIMENTS
+from attn_clustering.experiments import EXPERIMENTS
 
 SHORT = [
     "--optim.steps", "3", "--optim.warmup", "1", "--optim.eval-sequences", "16", "--data.language.train-sequences", "40"

@@ -1,14 +1,11 @@
 """Paired comparisons of orderings, the correction for a family, and the verdict."""
 
-from itertools import pairwise
-
 import pytest
 from attn_clustering.analysis.compare import (
     Comparison,
     by_seed,
     compare,
     complete,
-    holm,
     metric,
     not_recovered,
     primary,
@@ -16,8 +13,6 @@ from attn_clustering.analysis.compare import (
     verdict,
 )
 from attn_clustering.analysis.original import BANDS, JSON_RECORD, LOG_TABLE, band_values
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def result(ordering, seed, accuracy, attention="mha", phase="drope", recal="r", bayes=0.9, excess=0.01):
@@ -131,19 +126,6 @@ def test_secondary_family_is_the_registered_one():
     first = primary(results, "r")
     assert first not in found
     assert not_recovered(results, first, "r") == (8, 16)
-
-
-def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([]) == []
-
-
-@given(st.lists(st.floats(0, 1), max_size=8))
-def test_holm_is_monotone_and_at_least_p(p):
-    adjusted = holm(p)
-    assert all(a >= x for a, x in zip(adjusted, p, strict=True))
-    order = sorted(range(len(p)), key=lambda i: p[i])
-    assert all(adjusted[a] <= adjusted[b] for a, b in pairwise(order))
 
 
 def test_the_two_records_of_the_original_disagree_in_every_row():

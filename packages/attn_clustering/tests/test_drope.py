@@ -6,16 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from attn_clustering import drope, runs, train
-from attn_clustering.config import (
-    EXPERIMENTS,
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    Recalibration,
-    phase2_config,
-    run_config,
-)
+from attn_clustering.config import DataConfig, ModelConfig, OptimConfig, Recalibration
 from attn_clustering.data.settings import LANGUAGES
+from attn_clustering.experiments import EXPERIMENTS, phase2_config, run_config
 from attn_clustering.model import build_model
 from lab_shared.errors import UserError
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 from attn_clustering import hf, runs, train
-from attn_clustering.config import EXPERIMENTS, ModelConfig, run_config, with_attention
+from attn_clustering.config import ModelConfig
+from attn_clustering.experiments import EXPERIMENTS, run_config, with_attention
 from attn_clustering.model import build_model
 from lab_shared.errors import UserError
 from lab_shared.testing import assert_parity

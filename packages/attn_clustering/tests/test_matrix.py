@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 from attn_clustering import matrix
-from attn_clustering.config import EXPERIMENTS, DataConfig, Experiment, ModelConfig, OptimConfig, RunConfig
+from attn_clustering.analysis.probes import middle_places
+from attn_clustering.config import DataConfig, ModelConfig, OptimConfig, RunConfig
 from attn_clustering.data.settings import LANGUAGES
+from attn_clustering.experiments import EXPERIMENTS, Experiment
 from lab_shared.config import from_json
 from lab_shared.errors import UserError
 
@@ -73,6 +75,23 @@ def test_the_endpoint_part_is_what_the_primary_contrast_rests_on():
         for phase in ("", "-drope-20pct-x1", "-extra-20pct-x1")
     ]
     assert set(names) < {job.name for job in matrix.jobs(EXPERIMENTS["controlled-v1"][1], seeds=2)}
+
+
+def test_the_small_experiment_has_the_design_of_the_large_one():
+    large, small = (EXPERIMENTS[name][1] for name in ("controlled-v1", "controlled-small"))
+    kept = ("orderings", "seeds", "first_seed", "controls")
+    assert all(getattr(small, key) == getattr(large, key) for key in kept)
+    for key in ("mode", "cooldown", "partial"):
+        assert getattr(small.data, key) == getattr(large.data, key)
+    assert small.optim.schedule == large.optim.schedule
+    for experiment in (large, small):
+        (recal,) = experiment.recals
+        assert (recal.order, recal.lr_factor) == ("shared", 1.0)
+        assert experiment.data.language.kind == "permutation"
+    names = [job.name for job in matrix.jobs(small, parts="endpoint")]
+    assert len(names) == 8 * 3 * 3
+    # The middle half of the blocks has to lie behind the first, which knows no more than a pair of tokens.
+    assert max(middle_places(small.model.layers)) >= 2
 
 
 def test_two_calls_fill_one_folder_with_different_seeds(tmp_path, quiet):

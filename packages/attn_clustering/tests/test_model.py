@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from attn_clustering.config import EXPERIMENTS, ORDERINGS, ModelConfig, run_config, with_attention
+from attn_clustering.config import ORDERINGS, ModelConfig
+from attn_clustering.experiments import EXPERIMENTS, run_config, with_attention
 from attn_clustering.model import IGNORE, Transformer, build_model, n_parameters, next_token_targets, rotate, rotation
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -8,16 +8,9 @@ import numpy as np
 import pytest
 import torch
 from attn_clustering import analyze, collect, report, report_data
-from attn_clustering.config import (
-    DataConfig,
-    Experiment,
-    ModelConfig,
-    OptimConfig,
-    Recalibration,
-    phase2_config,
-    run_config,
-)
+from attn_clustering.config import DataConfig, ModelConfig, OptimConfig, Recalibration
 from attn_clustering.data.settings import SMOKE
+from attn_clustering.experiments import Experiment, phase2_config, run_config
 from attn_clustering.head_picker import HeadMaps, picker
 from attn_clustering.model import build_model
 from attn_clustering.report_data import csv_text
@@ -112,7 +105,8 @@ def test_a_collected_record_draws_the_same(pair, tmp_path):
     runs, _ = pair
     folder = runs[0].parent
     (folder / "experiment.json").write_text(to_json(EXPERIMENT))
-    (folder / "levels.json").write_text(json.dumps({name: {"value": x, "se": 0.0} for name, x in LEVELS.items()}))
+    levels = {name: {"value": x, "se": 0.0} for name, x in LEVELS.items()}
+    (folder / "levels.json").write_text(json.dumps(levels | {report_data.FLOORS: {"0": LEVELS["bayes_floor"]}}))
     assert "2 runs" in collect.collect(folder, tmp_path / "record")
     ours, theirs = (report_data.read_matrix(path) for path in (tmp_path / "record", folder))
     draw = [report_data.loss_rows, report_data.probe_rows, report_data.boundary_rows, report_data.before_after_rows]

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from attn_clustering import bench, runs, train
-from attn_clustering.config import EXPERIMENTS, DataConfig, ModelConfig, OptimConfig, RunConfig, run_config
+from attn_clustering.config import DataConfig, ModelConfig, OptimConfig, RunConfig
 from attn_clustering.data.ordering import Plan
 from attn_clustering.data.settings import LANGUAGES
+from attn_clustering.experiments import EXPERIMENTS, run_config
 from attn_clustering.model import build_model, next_token_targets
 from lab_shared.errors import UserError
 from lab_shared.run import read_metrics

@@ -7,11 +7,9 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from iceaggr.ablation_report import collect, text
 from iceaggr.ablation_runs import effective_rank, score_variant, train_variant
-from iceaggr.ablation_stats import Contrast, contrasts, holm, paired, verdicts
+from iceaggr.ablation_stats import Contrast, contrasts, paired, verdicts
 from iceaggr.ablations import Budget, Study, Variant, ablate, job_name, jobs, only_variants, settled, study
 from iceaggr.cli import main
 from iceaggr.config import STUDIES, DataConfig, ModelConfig, OptimConfig, TrainConfig, with_parts
@@ -96,19 +94,6 @@ def test_dry_run_lists_and_touches_nothing(capsys, tmp_path, monkeypatch):
 
 
 # --- statistics -------------------------------------------------------------------------------------
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-@settings(max_examples=40)
-def test_holm_rejects_what_the_stepwise_procedure_rejects(p_values):
-    adjusted = holm(p_values)
-    for level in (0.01, 0.05, 0.2):
-        rejected, order = set(), np.argsort(p_values, kind="stable")
-        for k, i in enumerate(order):
-            if p_values[i] * (len(p_values) - k) > level:
-                break
-            rejected.add(int(i))
-        assert {i for i, p in enumerate(adjusted) if p <= level} == rejected
 
 
 def noise(shift, *, seeds=3, n=400, spread=0.02, key=0):

@@ -16,7 +16,8 @@ from lab_shared.graphs import StepGraph
 from lab_shared.optim import clip_grads, set_lr
 from torch import Tensor
 
-from attn_clustering.config import Attention, Experiment, OptimConfig, experiment_named, with_attention
+from attn_clustering.config import Attention, OptimConfig
+from attn_clustering.experiments import Experiment, experiment_named, with_attention
 from attn_clustering.model import build_model, n_parameters, next_token_targets
 from attn_clustering.train import compile_blocks, set_precision, step_graphed, training_optimizer
 

@@ -29,8 +29,9 @@ from lab_shared.train_command import TrainWords, add_train, chosen_config, dry_r
 
 from attn_clustering import __version__
 from attn_clustering.cli_prepare import add_prepare
-from attn_clustering.config import ATTENTIONS, EXPERIMENTS, ORDERINGS, PARTS, Experiment, RunConfig, run_config
+from attn_clustering.config import ATTENTIONS, ORDERINGS, RunConfig
 from attn_clustering.data.settings import LANGUAGES
+from attn_clustering.experiments import EXPERIMENTS, PARTS, Experiment, run_config
 
 RUNS = Path("runs/attn_clustering")
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def program() -> Program:
     """The command with all its subcommands."""
-    experiments = "\n".join(f"  {name:<14} {text}" for name, (text, _) in EXPERIMENTS.items())
+    experiments = "\n".join(f"  {name:<16} {text}" for name, (text, _) in EXPERIMENTS.items())
     tool = Program(
         "attn-clustering",
         "Does the order of training data leave durable structure in attention heads?",
@@ -211,7 +212,8 @@ def _print_summary(summary: dict[str, Any] | None) -> None:
 def _drope(args: argparse.Namespace) -> None:
     from lab_shared.config import from_json
 
-    from attn_clustering.config import Recalibration, phase2_config
+    from attn_clustering.config import Recalibration
+    from attn_clustering.experiments import phase2_config
     from attn_clustering.train import train
 
     if not (args.run_dir / "config.json").is_file():

@@ -104,8 +104,11 @@ def before_after(rows: Rows) -> Figure:
     return fig
 
 
-def seed_scatter(rows: Rows, label: str) -> Figure:
-    """One point per seed and ordering; a line joins the runs of a seed, which share weights and data."""
+def seed_scatter(rows: Rows, label: str, levels: Mapping[str, float] | None = None) -> Figure:
+    """One point per seed and ordering; a line joins the runs of a seed, which share weights and data.
+
+    levels: reference values, drawn dotted.
+    """
     orderings = _values(rows, "ordering")
     with style():
         names = [(row["attention"], row["phase"]) for row in rows]
@@ -121,6 +124,7 @@ def seed_scatter(rows: Rows, label: str) -> Figure:
                 ax.scatter([i] * len(values), values, color=COLOUR[name], s=22, zorder=2)
             ax.set_xticks(range(len(orderings)), [name.replace("_", "\n") for name in orderings])
             ax.set(title=f"{attention}, {PHASE[phase]}", xlim=(-0.4, len(orderings) - 0.6))
+            _levels(ax, levels or {})
         next(iter(axes.values())).set_ylabel(label)
     return fig
 

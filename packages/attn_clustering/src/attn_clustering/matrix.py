@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,8 @@ from lab_shared.errors import UserError
 from lab_shared.files import atomic_write, make_folder
 from lab_shared.sweep import Engine, Job, run_jobs
 
-from attn_clustering.config import Experiment, Parts, RunConfig, phase2_config, run_config
+from attn_clustering.config import RunConfig
+from attn_clustering.experiments import Experiment, Parts, phase2_config, run_config
 
 
 def run_job(out: Path, *, config: dict[str, Any], analyze: bool) -> dict[str, Any]:
@@ -105,14 +108,18 @@ def run_matrix(
 
 def _note_experiment(out: Path, experiment: Experiment, seeds: range) -> None:
     """Write OUT/experiment.json. Seeds may be added from one call to the next; nothing else may change."""
-    file = out / "experiment.json"
-    if file.exists():
-        there = from_json(Experiment, file.read_text())
-        if replace(there, seeds=1, first_seed=0) != replace(experiment, seeds=1, first_seed=0):
-            raise UserError(f"{out} holds another experiment than this {experiment.name}: choose another --out")
-        before = seeds_of(there)
-        seeds = range(min(seeds.start, before.start), max(seeds.stop, before.stop))
-    atomic_write(file, to_json(replace(experiment, seeds=len(seeds), first_seed=seeds.start)))
+    file, folder = out / "experiment.json", os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # another call may add its seeds at this moment
+        if file.exists():
+            there = from_json(Experiment, file.read_text())
+            if replace(there, seeds=1, first_seed=0) != replace(experiment, seeds=1, first_seed=0):
+                raise UserError(f"{out} holds another experiment than this {experiment.name}: choose another --out")
+            before = seeds_of(there)
+            seeds = range(min(seeds.start, before.start), max(seeds.stop, before.stop))
+        atomic_write(file, to_json(replace(experiment, seeds=len(seeds), first_seed=seeds.start)))
+    finally:
+        os.close(folder)
 
 
 def table(summaries: Sequence[Mapping[str, Any]]) -> str:

@@ -14,9 +14,11 @@ from lab_shared.page import Page, Width
 from lab_shared.plotting import to_png
 
 from attn_clustering import figures, report_data
-from attn_clustering.analysis import compare, original
+from attn_clustering.analysis import compare
+from attn_clustering.conclusion import conclude
 from attn_clustering.head_picker import HeadMaps, picker
 from attn_clustering.report_data import MatrixFiles, read_matrix
+from attn_clustering.report_original import beside_the_original
 
 MAX_PICKED = 8
 """Runs in the head picker: each adds up to 200 kB to the page."""
@@ -36,7 +38,7 @@ def write(folder: str | Path) -> Path:
     report.drope()
     report.circuits()
     report.ablation()
-    report.original()
+    beside_the_original(report.page, report.files, report.data)
     report.set_up()
     return report.page.write(Path(folder) / "report.html")
 
@@ -58,32 +60,24 @@ class _Report:
         self.seeds = sorted({r["run"]["seed"] for r in files.results})
 
     def result(self) -> None:
-        files, found = self.files, compare.primary(self.files.results, self.files.recal)
-        word, why = compare.verdict(found)
+        files, conclusion = self.files, conclude(self.files)
+        found = conclusion.primary
         self.page.section("Result")
         self.page.text(
             "Training on topic-ordered data leaves more topic structure after DroPE: "
-            f"**{word}** ({why}; {self.data}).\n\n"
+            f"**{conclusion.named}** ({conclusion.why}; {self.data}).\n\n"
             "Endpoint: topic probe after DroPE, mean over the middle half of the blocks, as a fraction of the way from "
             "what a token alone tells (0) to what the exact Bayes filter knows (1), in MHA models. Seeds pair weights "
             "and data; p is an exact sign-flip test, intervals are BCa over seeds."
         )
-        if found is not None:
-            broken, n = compare.not_recovered(files.results, found, files.recal)
-            much = " **The claim is about models that DroPE left broken.**" if 2 * broken > n else ""
-            self.page.text(f"{broken} of {n} of these models did not recover the loss they had with RoPE.{much}")
-        above = report_data.above_floor(files)
-        if above is not None:
-            limit = report_data.LEARNED_WITHIN
-            word = "counts as learned" if above <= limit else f"**counts as not learned** (limit {limit} nats)"
-            self.page.text(
-                f"Shuffled models with RoPE end {above:+.3f} nats from the Bayes floor on average: the language {word}."
-            )
+        for sentence in conclusion.sentences():
+            self.page.text(sentence)
         name = found.metric if found else "endpoint"
         rows = report_data.seed_rows(files, name)
         if rows:
             caption = f"{compare.METRICS[name]}; lines join runs of one seed. {self.data}, {len(self.seeds)} seed(s)."
-            self._figure("seeds", figures.seed_scatter(rows, name), rows, caption, "full")
+            levels = report_data.ENDPOINT_LEVELS if name == "endpoint" else None
+            self._figure("seeds", figures.seed_scatter(rows, name, levels), rows, caption, "full")
         self._comparisons([*([found] if found else []), *compare.table(files.results, files.recal)])
 
     def _comparisons(self, found: Sequence[compare.Comparison]) -> None:
@@ -265,65 +259,6 @@ class _Report:
         caption = f"Heads (layer.head) replaced by their mean output: loss (nats) and last probe's change, {self.data}."
         self.page.table(["run", "heads", "loss", "probe"], cells, caption, align="llrr")
 
-    def original(self) -> None:
-        if self.files.experiment.name == "sanity":
-            self._sanity_beside_the_log()
-        found = [r for r in self.files.results if r["run"]["experiment"] == "faithful-v1"]
-        if not found:
-            return
-        self.page.section("Beside the original")
-        self.page.text(
-            "The original, a single seed, left two records that disagree in all eight rows: the table of its log, and "
-            "the committed JSON. The JSON is taken as the record. Its within-topic shares and entropies come from "
-            "attention without the causal mask; ours beside them are computed the same wrong way (legacy), and chance "
-            "is what uniform attention scores. Its data are another draw of the same language."
-        )
-        cells, bands = [], []
-        for r in found:
-            run, probe = r["run"], r["probe"]
-            phase = "rope" if run["phase"] == "rope" else "drope"
-            name = f"{run['attention']}-{run['ordering']}" + ("-drope" if phase == "drope" else "")
-            if run["phase"] not in ("rope", "drope") or name not in original.JSON_RECORD:
-                continue
-            record, log = original.JSON_RECORD[name], original.LOG_TABLE[name]
-            ours = (
-                r["training"]["val_loss"],
-                r["legacy"]["legacy_within_noncausal"],
-                r["legacy"]["legacy_entropy_noncausal"],
-            )
-            four = probe["accuracy"][4]
-            cells.append([run["name"], *_triple(ours[0], record.val_loss, log.val_loss),
-                          *_triple(ours[1], record.within, log.within), *_triple(ours[2], record.entropy, log.entropy),
-                          *_triple(four, record.probe[4], log.probe[0])])  # fmt: skip
-            for key, (value, inside) in original.band_values(phase, ours[0], probe["accuracy"], ours[1]).items():
-                band = original.BANDS[key]
-                met = "inside" if inside else "OUTSIDE"
-                bands.append([run["name"], band.text, f"{value:.4f}", f"{band.low:g} to {band.high:g}", met])
-        header = ["run"] + [
-            f"{x} {y}" for x in ("loss", "within", "entropy", "probe 4") for y in ("ours", "JSON", "log")
-        ]
-        chance = found[0]["legacy_chance"]
-        self.page.table(
-            header, cells, f"Ours ({self.data}) beside the original's two records. Legacy chance of within: "
-            f"{chance['within']:.4f}; largest possible entropy {chance['entropy_bound_causal']:.3f} with the causal "
-            f"mask, {chance['entropy_bound_noncausal']:.3f} without."
-        )  # fmt: skip
-        self.page.table(["run", "quantity", "value", "band", ""], bands, "Acceptance bands.", align="llrrl")
-
-    def _sanity_beside_the_log(self) -> None:
-        self.page.section("Beside the original")
-        files = self.files
-        counted = {s["parameters"] for s in files.summaries if "parameters" in s}
-        self.page.text(
-            f"{original.SANITY_NOTE} Counted here: {', '.join(f'{n:,}' for n in sorted(counted))}. What can be "
-            f"compared are levels: stated, and of the exact filter ({self.data})."
-        )
-        cells = []
-        for name, stated in original.SANITY_LEVELS.items():
-            exact = files.levels[name]["value"] if files.levels else float("nan")
-            cells.append([name.replace("_", " "), f"{stated:g}", f"{exact:.4f}"])
-        self.page.table(["level", "stated", "here"], cells, f"Sanity levels, {self.data}.")
-
     def set_up(self) -> None:
         self.page.section("Set-up")
         experiment = self.files.experiment
@@ -348,10 +283,6 @@ class _Report:
 def _mean(values: Any) -> float:
     found = list(values)
     return sum(found) / len(found)
-
-
-def _triple(ours: float, record: float, log: float) -> list[str]:
-    return [f"{ours:.4f}", f"{record:g}", f"{log:g}"]
 
 
 def _flat(groups: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:

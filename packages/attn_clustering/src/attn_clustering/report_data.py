@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from lab_shared.errors import UserError
 from lab_shared.files import atomic_write
 from lab_shared.run import read_metrics
 
-from attn_clustering.analysis.compare import by_seed, metric, read_results
+from attn_clustering.analysis.compare import by_seed, complete, metric, read_results
 from attn_clustering.analysis.probes import DISTANCE_EDGES
-from attn_clustering.config import Experiment
+from attn_clustering.data.levels import levels
+from attn_clustering.experiments import Experiment
 
 Row = dict[str, Any]
+FLOORS = "bayes_floor_by_seed"
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class MatrixFiles:
     summaries: list[dict[str, Any]]
     """Of all finished runs, analysed or not."""
     levels: dict[str, Any] | None
-    """Reference levels of the first seed's language, as `attn-clustering levels` prints them; None for text."""
+    """Reference levels of the first seed's language, as `attn-clustering levels` prints them, and under FLOORS the
+    Bayes floor of every seed's; None for text."""
 
     @property
     def recal(self) -> str | None:
@@ -72,7 +75,9 @@ def read_matrix(folder: Path) -> MatrixFiles:
         json.loads(path.read_text())["summary"] | {"folder": path.parent.name}
         for path in sorted(folder.glob("*/DONE.json"))
     ]
-    files = MatrixFiles(folder, experiment, results, {}, summaries, _levels(folder, experiment))
+    files = MatrixFiles(
+        folder, experiment, results, {}, summaries, _levels(folder, experiment, (r["run"]["seed"] for r in results))
+    )
     for result in files.drawn:
         name = result["run"]["name"]
         with np.load(folder / name / "analysis" / "arrays.npz", allow_pickle=False) as stored:
@@ -80,18 +85,21 @@ def read_matrix(folder: Path) -> MatrixFiles:
     return files
 
 
-def _levels(folder: Path, experiment: Experiment) -> dict[str, Any] | None:
+def _levels(folder: Path, experiment: Experiment, seeds: Iterable[int]) -> dict[str, Any] | None:
+    """FOLDER/levels.json, made or completed: a seed has a language of its own, and small ones differ in their floor."""
     language, file = experiment.data.language, folder / "levels.json"
     if language is None:
         return None
-    if not file.is_file():
-        from dataclasses import replace
-
-        from attn_clustering.data.levels import levels
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        atomic_write(file, levels(replace(language, seed=experiment.first_seed), device=device).to_json())
-    found: dict[str, Any] = json.loads(file.read_text())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    if not found:
+        found = json.loads(levels(replace(language, seed=experiment.first_seed), device=device).to_json())
+    floors = found.setdefault(FLOORS, {})
+    missing = [seed for seed in sorted(set(seeds)) if str(seed) not in floors]
+    for seed in missing:
+        floors[str(seed)] = levels(replace(language, seed=seed), device=device).bayes_floor.value
+    if missing:
+        atomic_write(file, json.dumps(found, indent=2) + "\n")
     return found
 
 
@@ -106,20 +114,15 @@ def loss_rows(files: MatrixFiles) -> list[Row]:
     ]
 
 
-LEARNED_WITHIN = 0.15
-"""Nats above the Bayes floor up to which a language counts as learned; see PREREGISTRATION.md."""
-
-
 def floor_rows(files: MatrixFiles) -> list[Row]:
     """Final losses of first phases against the reference levels: nats above the Bayes floor, and the part of the way
     from the unigram topic filter (0) to the floor (1) that was closed. Empty without levels."""
     if files.levels is None:
         return []
-    floor, unigram = (files.levels[name]["value"] for name in ("bayes_floor", "unigram_filter"))
-    rows = []
+    unigram, rows = files.levels["unigram_filter"]["value"], []
     for r in files.results:
         if r["run"]["recal"] is None:
-            loss = r["training"]["val_loss"]
+            loss, floor = r["training"]["val_loss"], files.levels[FLOORS][str(r["run"]["seed"])]
             closed = (unigram - loss) / (unigram - floor)
             rows.append(
                 {"run": r["run"]["name"], **_condition(r), "loss": loss, "above": loss - floor, "closed": closed}
@@ -132,6 +135,30 @@ def above_floor(files: MatrixFiles) -> float | None:
     wanted = ("rope", "shuffled", files.experiment.attentions[0])
     above = [r["above"] for r in floor_rows(files) if (r["phase"], r["ordering"], r["attention"]) == wanted]
     return float(np.mean(above)) if above else None
+
+
+def condition_rows(files: MatrixFiles) -> list[Row]:
+    """Every drawn condition of the first attention variant once: numbers of its complete seeds, in their order.
+
+    "probe" and "endpoint" as in `compare.METRICS`, "loss" the validation loss, "above" that less the Bayes floor;
+    "endpoint" and "above" are empty for data without a Bayes filter.
+    """
+    rows: dict[tuple[str, str], Row] = {}
+    for r in complete(files.drawn):
+        run = r["run"]
+        if run["attention"] != files.experiment.attentions[0]:
+            continue
+        names: Row = {"ordering": run["ordering"], "phase": run["phase"], "seeds": 0}
+        row = rows.setdefault(
+            (run["phase"], run["ordering"]), names | {key: [] for key in ("probe", "endpoint", "loss", "above")}
+        )
+        row["seeds"] += 1
+        loss = r["training"]["val_loss"]
+        above = None if files.levels is None else loss - files.levels[FLOORS][str(run["seed"])]
+        values = {"probe": metric(r, "probe"), "endpoint": metric(r, "endpoint"), "loss": loss, "above": above}
+        for key, value in values.items():
+            row[key] += [] if value is None else [value]
+    return sorted(rows.values(), key=lambda row: files.experiment.orderings.index(row["ordering"]))
 
 
 def probe_rows(files: MatrixFiles) -> list[Row]:
@@ -190,14 +217,17 @@ def before_after_rows(files: MatrixFiles) -> list[Row]:
     return sorted(rows, key=lambda row: list(BEFORE_AFTER.values()).index(row["metric"]))
 
 
+ENDPOINT_LEVELS = {"a token alone": 0.0, "Bayes filter": 1.0}
+"""What 0 and 1 of the endpoint are."""
+
+
 def seed_rows(files: MatrixFiles, name: str) -> list[Row]:
     """One metric by attention variant, phase, seed and ordering."""
-    orderings = list(dict.fromkeys(r["run"]["ordering"] for r in files.drawn))
     return [
         {"attention": attention, "phase": phase, "ordering": ordering, "seed": seed, "value": value}
         for attention in files.experiment.attentions
         for phase in ("rope", "drope")
-        for ordering in orderings
+        for ordering in files.experiment.orderings
         for seed, value in by_seed(files.results, name, attention, ordering, phase, files.recal).items()
     ]
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from lab_shared.errors import UserError
-from lab_shared.stats import Summary, bca_interval, paired_sign_flip, seeds_table
+from lab_shared.stats import Summary, bca_interval, holm, paired_sign_flip, seeds_table
 
 Record = dict[str, Any]
 HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"
@@ -91,18 +91,6 @@ def outer(contrast: Record) -> tuple[float, float]:
         min(contrast["events_low"], contrast["seeds_low"]),
         max(contrast["events_high"], contrast["seeds_high"]),
     )
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for a family of tests: the k-th smallest of m times m - k + 1, made monotone, at most 1.
-
-    Source: Holm, Scandinavian Journal of Statistics 6 (1979) 65.
-    """
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(np.argsort(p_values, kind="stable").tolist()):
-        largest = max(largest, (len(p_values) - rank) * p_values[i])
-        adjusted[i] = min(1.0, largest)
-    return adjusted
 
 
 def verdicts(result: Record) -> list[Record]:

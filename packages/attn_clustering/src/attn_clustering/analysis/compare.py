@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from lab_shared.errors import UserError
-from lab_shared.stats import bca_interval, paired_sign_flip
+from lab_shared.stats import bca_interval, holm, paired_sign_flip
 
 MIN_SEEDS = 6
 """Below, the exact test cannot reach p < .05 (2^(1 - 5) = .0625), and no stars are given."""
@@ -211,18 +211,6 @@ def _all(
         for name, treated, control, attention, phase in contrasts
     )
     return [one for one in found if one is not None]
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for a family of tests: the k-th smallest of m times m - k + 1, made monotone, at most 1.
-
-    Source: Holm, A simple sequentially rejective multiple test procedure (1979).
-    """
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(np.argsort(p_values, kind="stable")):
-        largest = max(largest, (len(p_values) - rank) * p_values[i])
-        adjusted[i] = min(1.0, largest)
-    return adjusted
 
 
 def not_recovered(results: Sequence[Result], found: Comparison, recal: str | None) -> tuple[int, int]:

@@ -204,6 +204,18 @@ SANITY = LanguageConfig(
 CONTROLLED = LanguageConfig(vocab=256, permutations=8, shared=0.5, val_sequences=1280)
 """Bigram-only topics: 8 permutations per topic, 4 of them shared by all topics."""
 
+CONTROLLED_SMALL = LanguageConfig(
+    vocab=32,
+    seq_len=64,
+    topics=3,
+    segments=(2, 3),
+    min_segment=16,
+    permutations=4,
+    shared=0.5,
+    val_sequences=512,
+)
+"""Bigram-only topics that a model of 0.1M parameters learns in a minute of a CPU core: 2 of 4 permutations shared."""
+
 SMOKE = LanguageConfig(
     vocab=128,
     seq_len=64,
@@ -222,5 +234,6 @@ LANGUAGES: dict[str, LanguageConfig] = {
     "sanity": SANITY,
     "faithful-v1": RUN1,
     "controlled-v1": CONTROLLED,
+    "controlled-small": CONTROLLED_SMALL,
 }
 """Presets by the name of the experiment that uses them."""
