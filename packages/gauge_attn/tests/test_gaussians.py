@@ -71,7 +71,7 @@ def test_the_route_without_tf32_leads_to_the_same_features_under_autocast_too(mo
     x = beliefs(2, dtype=torch.float32)
     here = features(x.mu, x.sigma, x.frames, Centre())
     with monkeypatch.context() as patch:  # what float32 does on CUDA
-        patch.setattr("gauge_attn.tables._could_be_tf32", lambda a: a.dtype == torch.float32)
+        patch.setattr("gauge_attn.tables.could_be_tf32", lambda a: a.dtype == torch.float32)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             there = features(x.mu, x.sigma, x.frames, Centre())
     for a, b in zip(here, there, strict=True):

@@ -8,10 +8,11 @@ from gauge_attn import cells as grid_cells
 from gauge_attn import grid
 from gauge_attn.comparisons import FAILS, HOLDS, UNDECIDED
 from gauge_attn.config import DataConfig
+from gauge_attn.hypotheses import l_regression
 from gauge_attn.irreps import Irreps
 from gauge_attn.records import pack, unpack
 from gauge_attn.report import write_report
-from gauge_attn.verdicts import l_regression, verdicts
+from gauge_attn.verdicts import verdicts
 from lab_shared.errors import UserError
 
 
@@ -81,6 +82,24 @@ def test_closed_form_is_held_to_ten_percent():
 
     assert status(with_ratio(1.05), "H1") == HOLDS
     assert status(with_ratio(1.3), "H1") == FAILS
+
+
+def test_alignment_is_judged_over_all_pairs_of_cells():
+    def matrix(rises):
+        runs = []
+        for mode, rise in rises.items():
+            for seed in range(3):
+                for alignment, more in (("none", 0.0), ("sum-1", rise)):
+                    r = run(f"19,{mode},{alignment}", seed)
+                    for h in r["summary"]["heads"]:
+                        h["entropy_ratio"] += more + 0.001 * seed * (alignment == "sum-1")
+                    runs.append(r)
+        return runs
+
+    assert status(matrix({"shared": 0.2, "dim": 0.1}), "every layout") == HOLDS
+    assert status(matrix({"shared": 0.2, "dim": -0.0015}), "every layout") == UNDECIDED
+    assert status(matrix({"shared": 0.2, "dim": -0.1}), "every layout") == FAILS
+    assert not any("every layout" in v["claim"] for v in verdicts(matrix({"shared": 0.2})))
 
 
 def test_regression_finds_a_planted_coefficient():
@@ -193,6 +212,15 @@ def test_smoke_grid_runs_resumes_and_reports(tmp_path, monkeypatch):
     monkeypatch.setattr(grid, "noise_control", None)  # a second training would fail on it
     again = grid.run_grid("smoke", tmp_path, steps=3, workers=1)
     assert again["runs"] == result["runs"]
+    whole = (tmp_path / "results.json").read_bytes()
+    (tmp_path / "runs/frozen-seed=0/result.json").unlink()
+    with pytest.raises(UserError, match="other settings"):
+        grid.run_grid("smoke", tmp_path, steps=4, only_done=True)
+    part = grid.run_grid("smoke", tmp_path, steps=3, only_done=True)
+    assert part["runs"] == [r for r in result["runs"] if r["cell"] != "frozen"]
+    with pytest.raises(UserError, match="no finished run"):
+        grid.run_grid("smoke", tmp_path / "elsewhere", steps=3, only_done=True)
+    (tmp_path / "results.json").write_bytes(whole)
     copy = tmp_path / "collected"  # the report is made from the collected records alone
     copy.mkdir()
     (copy / "results.json").write_bytes((tmp_path / "results.json").read_bytes())

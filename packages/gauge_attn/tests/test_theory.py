@@ -4,7 +4,6 @@ from math import inf, log
 import pytest
 import torch
 from gauge_attn import theory
-from gauge_attn.bench import main, precision_table, requirements, table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -70,27 +69,3 @@ def test_the_command_prints_a_table_or_json(capsys):
     sharp = [row["row_std"] for row in result["rows"][5:10]]
     assert sharp == sorted(sharp)
     assert result["minimum"][1]["smallest_dimension"] == pytest.approx(17.7, abs=0.1)
-
-
-@pytest.mark.slow
-def test_bench_measures_every_section_and_writes_its_record(tmp_path, capsys):
-    result = main("cpu", tmp_path / "bench.json", quick=True)
-    rows = result["rows"]
-    assert {row["section"] for row in rows} == {"speed", "memory", "layouts", "precision"}
-    assert all(row["ms"] > 0 for row in rows if row["section"] != "precision")
-    record = json.loads((tmp_path / "bench.json").read_text())
-    assert record["label"] == "generated data"
-    assert requirements(rows, gpu=False) == record["requirements"] == []  # not at these lengths
-    for row in rows:
-        row["n"] *= 8
-    assert {r["required"] for r in requirements(rows, gpu=False)} == {">= 50"}
-    assert len(record["rows"]) == len(rows)
-    assert "name dense reference, full covariance" in capsys.readouterr().err
-    assert result["text"].startswith("speed (generated data)")
-
-
-def test_the_error_table_ranks_the_number_formats():
-    rows = precision_table("cpu", n_tokens=32)
-    assert all(row["fp32 TV"] < 1e-5 and row["fp16 TV"] < 0.02 and row["bf16x3 TV"] < 0.02 for row in rows)
-    assert all(row["fp32 TV"] < row["fp16 TV"] for row in rows)
-    assert "seed-like, l=2, kappa=0.0086" in table(rows)

@@ -86,7 +86,7 @@ def kl_attention(
     precision: "fp32" computes in the inputs' type, at least float32, and never in TF32. "fp16" rounds the centred
     features to half precision (the last slot as two halves), "bf16x3" splits them into bf16 head and tail at three
     times the width. Both kernels also round the weights, to 1e-4 (fp16) and 1e-3 (bf16) of total variation, whatever
-    the logits' errors are, and average the moments at that precision: `bench.precision_table` measures it.
+    the logits' errors are, and average the moments at that precision: `rounding.precision_table` measures it.
     centre: the reference belief, see `gaussians.Centre`. cache: the tokens given follow those in the cache.
     mean_only: leave the covariance out. return_lse, return_kl: fill these fields.
 
@@ -102,7 +102,8 @@ def kl_attention(
         carried = p.query[..., -1 - d :] if narrow else p.query
         width = carried.size(-1)
         value = torch.cat([carried, p.key], -1) if return_kl else carried
-        mixed, lse = mix(p.query, p.biased_key, value, p.kappa_H1, causal, self_mask, precision, cache, return_lse)
+        one = None if narrow else p.query.size(-1) - 1
+        mixed, lse = mix(p.query, p.biased_key, value, p.kappa_H1, causal, self_mask, precision, cache, return_lse, one)
         moments = mixed[..., :width]
         isotropic = sigma.dim() == 3
         return Attended(

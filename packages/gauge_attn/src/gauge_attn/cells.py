@@ -106,10 +106,11 @@ def cells(name: str) -> Cells:
 
 def _matrix() -> Cells:
     """Cells named LAYOUT,MODE,ALIGNMENT. The pure tensors and their control, and the slow l = 9, go without alignment
-    loss, the latter in three modes."""
+    loss, the latter in three modes. Scalars have d = 1, so that `dim` and `sqrt_dim` would repeat `shared`."""
     cells = {}
     for label, spec in LAYOUTS.items():
-        modes = ("shared", "standardised", "learnable") if label == "19-nonet" else KAPPA_MODES
+        fewer = label.endswith("-scalars") or label == "19-nonet"
+        modes = ("shared", "standardised", "learnable") if fewer else KAPPA_MODES
         alignments = ("none",) if label.startswith("25") or label == "19-nonet" else ("none", "mean-1", "sum-1")
         for mode in modes:
             for alignment in alignments:

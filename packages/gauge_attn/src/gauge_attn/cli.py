@@ -78,6 +78,7 @@ def program() -> Program:
     sub.add_argument("--steps", type=positive_int, metavar="N", help="training steps of every run; default: 300")
     sub.add_argument("--seeds", type=positive_int, metavar="N", help="seeds of every cell")
     engine_flags(sub)
+    sub.add_argument("--collect", action="store_true", help="run nothing: tables and verdicts of the finished runs")
     sub.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
@@ -91,7 +92,17 @@ def program() -> Program:
     sub.add_argument("--out", type=Path, metavar="JSON", help="write the record here as well")
     sub.add_argument("--quick", action="store_true", help="seconds instead of minutes; figures are rough")
     sub.add_argument("--models", action="store_true", help="whole models' training speed instead of the attention's")
-    sub.add_argument("--only", nargs="+", choices=("speed", "memory", "layouts", "precision"), metavar="SECTION")
+    sub.add_argument(
+        "--only", nargs="+", choices=("speed", "dense", "memory", "layouts", "precision"), metavar="SECTION"
+    )
+    sub.add_argument("--budget", type=positive_int, metavar="SECONDS", help="begin no further stage after so long")
+    sub.add_argument(
+        "--compile-limit",
+        type=positive_int,
+        default=240,
+        metavar="SECONDS",
+        help="what compiling the dense reference on a GPU may take, before it is measured uncompiled; default: 240",
+    )
     device_flag(sub)
     json_flag(sub)
 
@@ -156,6 +167,7 @@ def _grid(args: argparse.Namespace) -> None:
         **engine_options(args),
         compile=args.compile,
         only_list=args.dry_run,
+        only_done=args.collect,
     )
     print_result(result, args.json)
 
@@ -171,7 +183,14 @@ def _bench(args: argparse.Namespace) -> None:
     else:
         from gauge_attn.bench import main as bench
 
-        result = bench(device, args.out, quick=args.quick, only=args.only)
+        result = bench(
+            device,
+            args.out,
+            quick=args.quick,
+            only=args.only,
+            budget_s=args.budget,
+            compile_limit_s=args.compile_limit,
+        )
     print_result(result, args.json)
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from lab_shared.stats import Summary, seeds_table
 
 Run = dict[str, Any]
+Verdict = dict[str, Any]
+"""{"claim", "measured", "status"}"""
 HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"
 
 

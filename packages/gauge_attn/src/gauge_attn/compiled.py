@@ -1,15 +1,14 @@
-"""torch.compile and CUDA graphs as this package needs them."""
+"""torch.compile as this package needs it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gauge_attn.models import Model, Output, Practical
+from gauge_attn.models import Model, Practical
 
 COMPILE_FROM = 2000
 """Training steps from which on compiling is the default on a GPU: it takes about a minute and saves some 20 to 40 ms a
@@ -29,46 +28,14 @@ def compiled(function: Callable[..., Any]) -> Any:
     return torch.compile(function, dynamic=False)
 
 
-def compiled_model(model: Model) -> Any:
-    """The model for training steps; the practical one in parts, so that its blocks are compiled once for all."""
+def compiled_model(model: Model, tokens_BN: Tensor) -> Any:
+    """The model for training steps; the practical one in parts, so that its blocks are compiled once for all.
+
+    tokens_BN: an example, for the uncompiled call.
+    """
+    with torch.no_grad():
+        model(tokens_BN)
     if not isinstance(model, Practical):
         return compiled(model)
     model.compile_regions(compiled)
     return model
-
-
-def graphed_model(
-    model: Model, tokens_BN: Tensor, autocast: Callable[[], AbstractContextManager[Any]]
-) -> Callable[[Tensor], Output]:
-    """The compiled model on CUDA with forward and backward captured as graphs: a small model's step is shorter than
-    the launches of its kernels.
-
-    tokens_BN: an example; every call must have its shape. autocast: makes the context of a forward pass, without the
-    cache of converted weights, which would outlive the capture. The logits lie in the graph's memory and hold until
-    the next call. Not for DDP, whose hooks work between kernels.
-    """
-    with torch.no_grad():
-        model(tokens_BN)  # makes the constant tables
-    # Compiling happens in the calls that warm up for the capture.
-    graphed: Any = torch.cuda.make_graphed_callables(
-        _Step(compiled_model(model), autocast), (tokens_BN.clone(),), allow_unused_input=True
-    )
-
-    def forward(tokens_BN: Tensor) -> Output:
-        logits_BNV, *alignment = graphed(tokens_BN)
-        return Output(logits_BNV, *alignment) if alignment else Output(logits_BNV, None)
-
-    return forward
-
-
-class _Step(nn.Module):
-    """A forward pass that returns tensors only, as a graph must."""
-
-    def __init__(self, model: Any, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
-        super().__init__()
-        self.model, self.autocast = model, autocast
-
-    def forward(self, tokens_BN: Tensor) -> tuple[Tensor, ...]:
-        with self.autocast():
-            out = self.model(tokens_BN)
-        return (out.logits_BNV,) if out.alignment is None else (out.logits_BNV, out.alignment)

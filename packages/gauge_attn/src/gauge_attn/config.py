@@ -64,6 +64,9 @@ class ModelConfig:
     """practical: gauge RoPE on heads of l > 0."""
     alibi: bool = True
     """practical: a learnable ALiBi slope per head; scalar heads see positions by nothing else."""
+    precision: Literal["fp32", "bf16x3"] = "fp32"
+    """practical: number format of attention. bf16x3: features split into bf16 head and tail, and weights rounded to
+    bf16 as in any model trained in it; for GPUs, whose kernels for it are several times as fast."""
 
     d_model: int = 64
     """gpt: width."""

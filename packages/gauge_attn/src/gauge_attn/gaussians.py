@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gauge_attn import tables
 from gauge_attn.tables import apply_table, matmul
 
 
@@ -54,6 +55,16 @@ def svec(a: Tensor) -> Tensor:
     """(..., d, d) symmetric to (..., d(d+1)/2), row by row of the upper triangle, off-diagonal times sqrt(2)."""
     d = a.size(-1)
     return a[..., 0] if d == 1 else apply_table(a.flatten(-2), "svec", _svec_columns, d)
+
+
+def svec_outer(x: Tensor) -> Tensor:
+    """svec(x x^T): (..., d) to (..., d(d+1)/2)."""
+    if x.size(-1) == 1:
+        return x.square()
+    if tables.could_be_tf32(x):  # compiled, the outer products are never stored
+        return svec(x.unsqueeze(-1) * x.unsqueeze(-2))
+    left, right = apply_table(x, "pairs", _pair_columns, x.size(-1)).chunk(2, -1)
+    return left * right
 
 
 def unsvec(v: Tensor, d: int) -> Tensor:
@@ -85,6 +96,16 @@ def rotate(x: Tensor, frames: Tensor | None) -> Tensor:
     return matmul(x.unsqueeze(-2), frames).squeeze(-2)
 
 
+def _rotate_both(x: Tensor, y: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """`rotate` of two tensors by one batched product: small ones cost by their number. Tokens lie before heads."""
+    if frames.dim() == 4:
+        both = matmul(torch.cat([x.transpose(1, 2), y.transpose(1, 2)], 2), frames)
+        first, second = both.split(x.size(1), 2)
+        return first.transpose(1, 2), second.transpose(1, 2)
+    first, second = matmul(torch.stack([x, y], -2), frames).unbind(-2)
+    return first, second
+
+
 def rotate_covariance(a: Tensor, frames: Tensor | None, *, back: bool = False) -> Tensor:
     """Omega A Omega^T, or Omega^T A Omega with `back`, of A (B, H, N, d, d)."""
     if frames is None:
@@ -106,38 +127,45 @@ def features(mu: Tensor, sigma: Tensor, frames: Tensor | None, centre: Centre) -
         mu = mu - rotate(c.to(mu).expand_as(mu), _transpose(frames))
     if sigma.dim() == 3:
         return _isotropic_features(mu, sigma, frames, s)
-    m = rotate(mu, frames)
     if sigma.dim() == 4:
-        # excess = sigma/s - 1 is exact near the reference, where 1/sigma - 1/s and the log term would cancel.
-        excess = (sigma - s) / s
-        shrink = excess / (1 + excess)
-        outer = _outer_rows(frames, mu)
-        second, precision = rotate(sigma - s, outer), rotate(-shrink / s, outer)
-        precision_mean = rotate(mu / sigma, frames)
-        mahalanobis = (mu.square() / sigma).sum(-1)
-        log_term = (excess.log1p() - shrink).sum(-1)
-        trace = excess.sum(-1)
-        log_det = excess.log1p().sum(-1)
-    else:
-        t = rotate_covariance(sigma, frames, back=True)
-        identity = torch.eye(t.size(-1), dtype=t.dtype, device=t.device)
-        excess = (t - s[..., None] * identity) / s[..., None]
-        factor, _ = torch.linalg.cholesky_ex(excess + identity)
-        inverse = torch.cholesky_inverse(factor)
-        shrink = matmul(inverse, excess)
-        shrink = (shrink + shrink.mT) / 2
-        second, precision = svec(excess * s[..., None]), svec(-shrink / s[..., None])
-        precision_mean = matmul(inverse, m.unsqueeze(-1)).squeeze(-1) / s
-        mahalanobis = (m * precision_mean).sum(-1)
-        log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        log_term = log_det - shrink.diagonal(dim1=-2, dim2=-1).sum(-1)
-        trace = excess.diagonal(dim1=-2, dim2=-1).sum(-1)
-    outer_m = svec(m.unsqueeze(-1) * m.unsqueeze(-2))
+        return _diagonal_features(mu, sigma, frames, s)
+    m = rotate(mu, frames)
+    t = rotate_covariance(sigma, frames, back=True)
+    identity = torch.eye(t.size(-1), dtype=t.dtype, device=t.device)
+    excess = (t - s[..., None] * identity) / s[..., None]
+    factor, _ = torch.linalg.cholesky_ex(excess + identity)
+    inverse = torch.cholesky_inverse(factor)
+    shrink = matmul(inverse, excess)
+    shrink = (shrink + shrink.mT) / 2
+    precision_mean = matmul(inverse, m.unsqueeze(-1)).squeeze(-1) / s
+    log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    log_term = log_det - shrink.diagonal(dim1=-2, dim2=-1).sum(-1)
+    last = (m * precision_mean).sum(-1) + log_term
     one = torch.ones_like(m[..., :1])
-    query = torch.cat([second + outer_m, m, one], -1)
-    key = torch.cat([precision, -2 * precision_mean, (mahalanobis + log_term).unsqueeze(-1)], -1)
-    to_reference = 0.5 * (trace - log_det + (m.square() / s).sum(-1))
-    return Features(query, key, to_reference)
+    query = torch.cat([svec(excess * s[..., None]) + svec_outer(m), m, one], -1)
+    key = torch.cat([svec(-shrink / s[..., None]), -2 * precision_mean, last.unsqueeze(-1)], -1)
+    trace = excess.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return Features(query, key, 0.5 * (trace - log_det + (m.square() / s).sum(-1)))
+
+
+def _diagonal_features(mu: Tensor, sigma: Tensor, frames: Tensor | None, s: Tensor) -> Features:
+    # excess = sigma/s - 1 is exact near the reference, where 1/sigma - 1/s and the log term would cancel.
+    excess = (sigma - s) / s
+    shrink = excess / (1 + excess)
+    log = excess.log1p()
+    precision_mu = mu / sigma
+    if frames is None:
+        m, precision_mean = mu, precision_mu
+        second, precision = _svec_diagonal(sigma - s), _svec_diagonal(-shrink / s)
+    else:
+        m, precision_mean = _rotate_both(mu, precision_mu, frames)
+        # sigma . outer = svec(Omega^T diag(sigma) Omega), of the outer products of the rows of Omega.
+        second, precision = _rotate_both(sigma - s, -shrink / s, svec_outer(frames))
+    last = (mu * precision_mu + log - shrink).sum(-1, keepdim=True)
+    one = torch.ones_like(m[..., :1])
+    query = _cat([second + svec_outer(m), m, one])
+    key = _cat([precision, -2 * precision_mean, last])
+    return Features(query, key, 0.5 * (excess - log + m.square() / s).sum(-1))
 
 
 def _isotropic_features(mu: Tensor, sigma: Tensor, frames: Tensor | None, s: Tensor) -> Features:
@@ -188,14 +216,14 @@ def _transpose(frames: Tensor | None) -> Tensor | None:
     return None if frames is None else frames.mT
 
 
-def _outer_rows(frames: Tensor | None, like: Tensor) -> Tensor:
-    """svec of the outer products of the rows of Omega: sigma . this = svec(Omega^T diag(sigma) Omega)."""
-    if frames is None:
-        d = like.size(-1)
-        rows = torch.eye(d, dtype=like.dtype, device=like.device).expand(like.size(0), like.size(2), d, d)
-    else:
-        rows = frames
-    return svec(rows.unsqueeze(-1) * rows.unsqueeze(-2))
+def _svec_diagonal(x: Tensor) -> Tensor:
+    """svec(diag(x)): (..., d) to (..., d(d+1)/2)."""
+    return x if x.size(-1) == 1 else svec(torch.diag_embed(x))
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    """(B, H, N, ...) joined in the last dimension, tokens before heads in memory as rotations leave them."""
+    return torch.cat([x.transpose(1, 2) for x in parts], -1).transpose(1, 2)
 
 
 def _per_head(value: float | Tensor, like: Tensor) -> Tensor:
@@ -215,6 +243,13 @@ def _svec_columns(d: int) -> np.ndarray:
     basis[k, rows, columns] = off
     basis[k, columns, rows] = off
     return basis.reshape(len(rows), d * d).T
+
+
+def _pair_columns(d: int) -> np.ndarray:
+    """(d, d(d+1)): the columns that pick x_i, then those that pick x_j, of every pair i <= j; sqrt(2) x_j for i < j."""
+    rows, columns = np.triu_indices(d)
+    identity = np.eye(d)
+    return np.concatenate([identity[:, rows], identity[:, columns] * np.where(rows == columns, 1.0, 2**0.5)], 1)
 
 
 def _unsvec_columns(d: int) -> np.ndarray:

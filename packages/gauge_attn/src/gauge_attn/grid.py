@@ -9,14 +9,19 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from lab_shared.errors import UserError
 from lab_shared.files import atomic_write, make_folder
 
 from gauge_attn.cells import STEPS, cells, seeds_of
 from gauge_attn.config import TrainConfig
+
+if TYPE_CHECKING:
+    from lab_shared.sweep import Job
 
 
 def run_grid(
@@ -33,11 +38,15 @@ def run_grid(
     gpus_per_job: float = 1.0,
     compile: bool | None = None,
     only_list: bool = False,
+    only_done: bool = False,
 ) -> dict[str, Any]:
     """Run what is not done of a grid and collect it; {"name", "folder", "runs", "text"}.
 
     Writes results.json, report.html and figures into `out` (default runs/gauge_attn/grid-NAME). compile: as in
     TrainConfig, but None leaves it out where runs share a GPU, whose processes would all wait for the compiler.
+    only_list: name the runs and do nothing. only_done: run nothing, and collect the runs that are finished.
+
+    Raises UserError for `only_done` where none is, or where a finished one had other settings.
     """
     from lab_shared.sweep import Job, run_jobs
 
@@ -63,14 +72,18 @@ def run_grid(
     if only_list:
         text = "\n".join(job.name for job in jobs)
         return {"name": name, "folder": str(out), "runs": [job.name for job in jobs], "text": text}
-    summaries = run_jobs(
-        jobs,
-        out / "runs",
-        engine=engine,
-        address=address,
-        workers=workers,
-        gpus_per_job=gpus_per_job,
-    )
+    if only_done:
+        summaries = finished(jobs, out / "runs")
+        settings = {name: settings[name] for name in summaries}
+    else:
+        summaries = run_jobs(
+            jobs,
+            out / "runs",
+            engine=engine,
+            address=address,
+            workers=workers,
+            gpus_per_job=gpus_per_job,
+        )
     runs = [
         {
             "grid": cell.split("/")[0] if name == "all" else name,
@@ -82,6 +95,21 @@ def run_grid(
         for job_name, (cell, seed, config) in settings.items()
     ]
     return collect(name, out, runs)
+
+
+def finished(jobs: Sequence[Job], folder: Path) -> dict[str, dict[str, Any]]:
+    """The summaries of the jobs that are done, by name."""
+    found: dict[str, dict[str, Any]] = {}
+    for job in jobs:
+        file = folder / job.name / "result.json"
+        if file.is_file():
+            done = json.loads(file.read_text())
+            if done["kwargs"] != json.loads(json.dumps(dict(job.kwargs))):
+                raise UserError(f"{file} is of other settings: repeat the options it was run with")
+            found[job.name] = done["summary"]
+    if not found:
+        raise UserError(f"{folder} holds no finished run of this grid: run it without --collect")
+    return found
 
 
 def collect(name: str, out: Path, runs: list[dict[str, Any]]) -> dict[str, Any]:

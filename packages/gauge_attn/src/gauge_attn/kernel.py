@@ -53,13 +53,14 @@ def mix(
     precision: Precision,
     cache: FeatureCache | None,
     want_lse: bool,
+    one: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """sum_j softmax_j(-query.key/(2 kappa)) value, and the log-sum-exp of these logits.
 
-    (B, H, N, F) each, the value of any width; the last slot of the query, and of the value in the low precisions at the
-    same place, is 1.
+    (B, H, N, F) each, the value of any width; for fp16 the last slot of the query is 1. one: a slot of the value that
+    is 1. In the low precisions the kernel rounds the weights; dividing by their sum there undoes the common part.
     """
-    dtype, width, one = value.dtype, value.size(-1), query.size(-1) - 1
+    dtype, width = value.dtype, value.size(-1)
     query, key, value = lower(query, key, value, kappa_H1, precision)
     start = 0 if cache is None else cache.length
     if cache is not None:
@@ -83,12 +84,12 @@ def mix(
             mixed = torch.cat([mixed, rest], 2)
             lse = None if lse is None or rest_lse is None else torch.cat([lse, rest_lse], 2)
     mixed = mixed.to(dtype)
-    if precision == "fp32":
-        return mixed[..., :width], lse
     if precision == "bf16x3":
         mixed = mixed[..., :width] + mixed[..., width : 2 * width]
-    # The kernel rounds the weights: dividing by their sum, which the query's last slot carries, undoes the common part.
-    return mixed[..., :width] / mixed[..., one : one + 1], lse
+    mixed = mixed[..., :width]
+    if precision == "fp32" or one is None:
+        return mixed, lse
+    return mixed / mixed[..., one : one + 1], lse
 
 
 def lower(
@@ -121,8 +122,11 @@ def lower(
         wide = narrow = max(query.size(-1), value.size(-1))
     if query.is_cuda:  # the fused kernels want multiples of 8
         wide, narrow = wide + -wide % 8, narrow + -narrow % 8
-    query, key, value = (pad(x, (0, n - x.size(-1))) for x, n in ((query, wide), (key, wide), (value, narrow)))
-    return query, key, value
+    return _padded(query, wide), _padded(key, wide), _padded(value, narrow)
+
+
+def _padded(x: Tensor, width: int) -> Tensor:
+    return x if x.size(-1) == width else pad(x, (0, width - x.size(-1)))  # pad copies even where nothing is added
 
 
 def _split(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,8 @@ from gauge_attn.tables import table
 _SMALL_ANGLE_SQUARED = 1e-2
 """Below this |phi|^2 the Taylor series replaces the quotients: six terms are exact to 1e-17 there."""
 _SERIES_TERMS = 6
+_SQUARED_UPTO = 2
+"""Up to this l, D^{l+1} is one product with the coupling's square; above, two with the coupling take less work."""
 
 
 def generators(l: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
@@ -63,8 +65,11 @@ def packed_frames(phi_3: Tensor, lmax: int) -> Tensor:
     with torch.autocast(phi_3.device.type, enabled=False):
         wide = phi_3.to(torch.float64)
         series = table("series", _series, 0, wide)
-        couplings = [table("coupling", _coupling, l, wide) for l in range(1, lmax)]
-        moves = [table("generators", _generators_side_by_side, l, wide) for l in range(1, lmax + 1)]
+        couplings = [
+            table("coupling", _coupling, l, wide) if l > _SQUARED_UPTO else table("squared", _coupling_squared, l, wide)
+            for l in range(1, lmax)
+        ]
+        moves = [table("generators", _generators_flat, l, wide) for l in range(1, lmax + 1)]
         packed: Tensor = _Frames.apply(wide, lmax, series, *couplings, *moves)
         return packed.to(dtype)
 
@@ -75,7 +80,7 @@ def unpack(packed: Tensor, lmax: int) -> list[Tensor]:
     begin = 0
     for l in range(1, lmax + 1):
         d = 2 * l + 1
-        every.append(packed[..., begin : begin + d * d].unflatten(-1, (d, d)))
+        every.append(packed[..., begin : begin + d * d].unflatten(-1, (d, d)).contiguous())
         begin += d * d
     return every
 
@@ -91,34 +96,41 @@ class _Frames(torch.autograd.Function):
     def forward(ctx: Any, phi_3: Tensor, lmax: int, series: Tensor, *tables: Tensor) -> Tensor:
         couplings, moves = tables[: lmax - 1], tables[lmax - 1 :]
         square = phi_3.square().sum(-1, keepdim=True)
-        a, b, _ = _coefficients(square, series).split(1, -1)
-        # phi x is (phi . X) of l = 1; `moves[0]` holds its X_x, X_y, X_z side by side.
-        cross = torch.einsum("...a,iaj->...ij", phi_3, moves[0].unflatten(-1, (3, 3)))
+        coefficients = _coefficients(square, series)
+        a, b, _ = coefficients.unsqueeze(-1).split(1, -2)
+        # phi x is phi . X of l = 1.
+        cross = (phi_3 @ moves[0].mT).unflatten(-1, (3, 3))
         outer = phi_3.unsqueeze(-1) * phi_3.unsqueeze(-2)
         identity = torch.eye(3, dtype=phi_3.dtype, device=phi_3.device)
-        first = (1 - b * square).unsqueeze(-1) * identity + a.unsqueeze(-1) * cross + b.unsqueeze(-1) * outer
-        frame, parts = first, [first.flatten(-2)]
-        for coupling in couplings:
-            d = frame.size(-1)
-            product = frame[..., :, None, :, None] * first[..., None, :, None, :]
-            half = product.reshape(*phi_3.shape[:-1], 3 * d, 3 * d) @ coupling.mT
-            frame = (half.mT @ coupling.mT).mT
+        first = (1 - b * square.unsqueeze(-1)) * identity + a * cross + b * outer
+        nine = first.flatten(-2)
+        frame, parts = first, [nine]
+        for l, coupling in enumerate(couplings, 1):
+            d = 2 * l + 1
+            if l <= _SQUARED_UPTO:
+                product = frame.reshape(*phi_3.shape[:-1], d * d, 1) * nine.unsqueeze(-2)
+                frame = (product.flatten(-2) @ coupling).unflatten(-1, (d + 2, d + 2))
+            else:
+                product = frame[..., :, None, :, None] * first[..., None, :, None, :]
+                half = product.reshape(*phi_3.shape[:-1], 3 * d, 3 * d) @ coupling.mT
+                frame = (half.mT @ coupling.mT).mT
             parts.append(frame.flatten(-2))
         packed = torch.cat(parts, -1)
         ctx.lmax = lmax
-        ctx.save_for_backward(phi_3, packed, series, *moves)
+        ctx.save_for_backward(phi_3, packed, coefficients, series, *moves)
         return packed
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        phi_3, packed, series, *moves = ctx.saved_tensors
+        phi_3, packed, coefficients, series, *moves = ctx.saved_tensors
         total: Tensor | None = None
         for g, frame, move in zip(unpack(grad, ctx.lmax)[1:], unpack(packed, ctx.lmax)[1:], moves, strict=True):
-            moved = (frame @ move).unflatten(-1, (3, frame.size(-1)))  # row, axis, column
-            part = (moved * g.unsqueeze(-2)).sum((-3, -1))
+            part = (frame.mT @ g).flatten(-2) @ move
             total = part if total is None else total + part
         assert total is not None
-        _, b, c = _coefficients(phi_3.square().sum(-1, keepdim=True), series).split(1, -1)
+        if torch.is_grad_enabled():  # for second derivatives they are functions of phi
+            coefficients = _coefficients(phi_3.square().sum(-1, keepdim=True), series)
+        _, b, c = coefficients.split(1, -1)
         once = torch.linalg.cross(phi_3, total)
         result = total + b * once + c * torch.linalg.cross(phi_3, once)
         return (result, None, None, *[None] * (2 * ctx.lmax - 1))
@@ -239,6 +251,14 @@ def _coupling(l: int) -> np.ndarray:
 
 
 @cache
-def _generators_side_by_side(l: int) -> np.ndarray:
-    """(d, 3d): [X_x, X_y, X_z]"""
-    return np.concatenate(_generators(l), axis=1)
+def _coupling_squared(l: int) -> np.ndarray:
+    """(9 (2l+1)^2, (2l+3)^2): D^l_ij R_km flattened to D^{l+1} flattened."""
+    d = 2 * l + 1
+    coupling = _coupling(l).reshape(d + 2, d, 3)
+    return np.einsum("aik,bjm->ijkmab", coupling, coupling).reshape(9 * d * d, (d + 2) ** 2)
+
+
+@cache
+def _generators_flat(l: int) -> np.ndarray:
+    """((2l+1)^2, 3): X_x, X_y, X_z flattened, as columns."""
+    return _generators(l).reshape(3, -1).T

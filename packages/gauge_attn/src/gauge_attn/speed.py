@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from lab_shared.bench import environment, measure
 from lab_shared.command import write_record
-from lab_shared.optim import clip_grads
+from lab_shared.graphs import StepGraph
+from torch import Tensor
 from torch.nn import functional as F
 
-from gauge_attn.compiled import graphed_model
+from gauge_attn.compiled import compiled_model
 from gauge_attn.config import PRESETS, TrainConfig
 from gauge_attn.evaluate import autocast
 from gauge_attn.models import build_model, build_optimizer
@@ -26,8 +27,8 @@ SLOWER_AT_MOST = 2.0
 def bench_models(device: torch.device, out: Path | None = None, *, quick: bool = False) -> dict[str, Any]:
     """Tokens/s of whole optimiser steps: practical-small (quick: the preset quick) and its GPT; a table under "text".
 
-    On CUDA compiled, captured as CUDA graphs, and in bf16 autocast. The GPT's width is the one whose parameter count is
-    nearest.
+    On CUDA compiled, recorded as one CUDA graph, and in bf16 autocast. The GPT's width is the one whose parameter
+    count is nearest.
     """
     preset = "quick" if quick or device.type == "cpu" else "practical-small"
     config = PRESETS[preset][1]
@@ -61,18 +62,17 @@ def _row(name: str, config: TrainConfig, vocab: int, device: torch.device) -> di
     optimizer = build_optimizer(model, config.optim)
     tokens_BN = torch.randint(vocab, (config.data.batch, config.data.window + 1), device=device)
     started = time.perf_counter()
-    forward: Any = model
-    if device.type == "cuda":
-        forward = graphed_model(model, tokens_BN[:, :-1], lambda: autocast(config, device, cache=False))
+    forward: Any = compiled_model(model, tokens_BN[:, :-1]) if device.type == "cuda" else model
+
+    def loss_of(tokens_BN: Tensor) -> Tensor:
+        with autocast(config, device, cache=False):
+            logits_BNV = forward(tokens_BN[:, :-1]).logits_BNV
+        return F.cross_entropy(logits_BNV.float().flatten(0, 1), tokens_BN[:, 1:].flatten())
+
+    graph = StepGraph(loss_of, model, optimizer, clip=config.optim.clip)
 
     def step() -> None:
-        with autocast(config, device):
-            logits_BNV = forward(tokens_BN[:, :-1]).logits_BNV
-        loss = F.cross_entropy(logits_BNV.float().flatten(0, 1), tokens_BN[:, 1:].flatten())
-        loss.backward()
-        clip_grads(model.parameters(), config.optim.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        graph(tokens_BN)
 
     step()
     first_s = time.perf_counter() - started

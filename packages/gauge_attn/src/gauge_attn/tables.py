@@ -38,7 +38,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     On CUDA in float32 small matrices are multiplied and summed (one fused kernel when compiled), as only matrix
     products can be TF32; no global flag is touched.
     """
-    if _could_be_tf32(a):
+    if could_be_tf32(a):
         return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2)
     return a @ b
 
@@ -46,10 +46,11 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 def apply_table(x: Tensor, name: str, make: Callable[[int], np.ndarray], l: int) -> Tensor:
     """x @ make(l) for a constant matrix, without TF32: one product of the whole batch, in float64 where float32 could
     be rounded."""
-    wide = x.to(torch.float64) if _could_be_tf32(x) else x
+    wide = x.to(torch.float64) if could_be_tf32(x) else x
     with torch.autocast(x.device.type, enabled=False):
         return (wide @ table(name, make, l, wide)).to(x.dtype)
 
 
-def _could_be_tf32(x: Tensor) -> bool:
+def could_be_tf32(x: Tensor) -> bool:
+    """Whether a matrix product of x may be rounded to TF32, as the user's setting has it."""
     return x.is_cuda and x.dtype == torch.float32

@@ -5,18 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from lab_shared.checkpoint import seed_everything
 from lab_shared.dist import Dist, init, weighted_mean_loss
 from lab_shared.files import atomic_write
+from lab_shared.graphs import StepGraph
 from lab_shared.loop import ticks
 from lab_shared.memory import lower_when_full
 from lab_shared.optim import lr_multiplier
 from lab_shared.run import Run, default_folder
 from lab_shared.runs import start_run
+from torch import Tensor
 from torch.nn import functional as F
 
-from gauge_attn.compiled import COMPILE_FROM, compiled_model, graphed_model
+from gauge_attn.compiled import COMPILE_FROM, compiled_model
 from gauge_attn.config import TrainConfig
 from gauge_attn.data import Batches, load_corpus, windows
 from gauge_attn.evaluate import TOKENIZER, autocast, diagnose, mean_loss, table, write_evaluation
@@ -63,18 +64,28 @@ def _train(config: TrainConfig, run: Run, dist: Dist) -> dict[str, Any] | None:
     fast = config.compile
     if fast is None:
         fast = device.type == "cuda" and config.steps >= COMPILE_FROM
-    forward: Any
+    recorded = fast and device.type == "cuda" and dist.world == 1
+    forward: Any = model
     if fast:
         run.progress.line("Compiling the model takes about a minute (--compile False goes without)")
         example_BN = next(Batches(corpus, seed=config.seed, device=device, rank=dist.rank, world=dist.world))[:, :-1]
-        if device.type == "cuda" and dist.world == 1:
-            forward = graphed_model(model, example_BN, lambda: autocast(config, device, cache=False))
-        else:
-            with torch.no_grad():
-                model(example_BN)  # makes the constant tables
-            forward = dist.wrap(compiled_model(model))
-    else:
-        forward = dist.wrap(model)
+        forward = compiled_model(model, example_BN)
+    if not recorded:
+        forward = dist.wrap(forward)
+    metrics: dict[str, Tensor] = {}
+
+    def loss_of(tokens_BN: Tensor) -> Tensor:
+        """What is minimised. Its parts are left in `metrics`, whose tensors a recorded step fills anew."""
+        with autocast(config, device, cache=not recorded):  # converted weights would outlive the recording
+            out = forward(tokens_BN[:, :-1])
+        loss = F.cross_entropy(out.logits_BNV.float().flatten(0, 1), tokens_BN[:, 1:].flatten())
+        metrics["ce"] = loss.detach()
+        if out.alignment is None:
+            return loss
+        metrics["alignment"] = out.alignment.detach()
+        return loss + config.optim.alignment * out.alignment
+
+    step = StepGraph(loss_of, model, optimizer, clip=config.optim.clip) if recorded else None
     yardsticks = corpus.yardsticks()
     run.progress.line(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {corpus.vocab:,} symbols ({corpus.label}), "
@@ -101,15 +112,12 @@ def _train(config: TrainConfig, run: Run, dist: Dist) -> dict[str, Any] | None:
         dist=dist,
     ):
         tokens_BN = next(batches)
-        with autocast(config, device):
-            out = forward(tokens_BN[:, :-1])
-        loss = F.cross_entropy(out.logits_BNV.float().flatten(0, 1), tokens_BN[:, 1:].flatten())
-        objective, metrics = loss, {"ce": loss.detach()}
-        if out.alignment is not None:
-            objective = loss + config.optim.alignment * out.alignment
-            metrics["alignment"] = out.alignment.detach()
-        n = tokens_BN.size(0)
-        tick.update(weighted_mean_loss(objective * n, n, dist), ids=f"windows of step {tick.step}", n=n, **metrics)
+        n, ids = tokens_BN.size(0), f"windows of step {tick.step}"
+        if step is None:
+            objective = loss_of(tokens_BN)
+            tick.update(weighted_mean_loss(objective * n, n, dist), ids=ids, n=n, **metrics)
+        else:
+            tick.stepped(*step(tokens_BN), ids=ids, n=n, **metrics)
         if tick.every(config.eval_every) and dist.is_main:
             nats = mean_loss(model, held_out, config)
             tick.log("val", loss=nats, **{f"{name}_loss": value for name, value in yardsticks.items()})

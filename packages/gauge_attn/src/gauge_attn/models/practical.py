@@ -206,7 +206,7 @@ def attend_heads(
         value = _side_by_side(list(values.values()))
         kappa_H1 = torch.cat([f.kappa_H1 for f in prepared.values()])
         first = next(iter(groups.values()))
-        out, _ = mix_features(query, key, value, kappa_H1, True, first.self_mask, "fp32", cache, False)
+        out, _ = mix_features(query, key, value, kappa_H1, True, first.self_mask, first.precision, cache, False)
         kl_sum = out.new_zeros(())
         every = dict(zip(groups, out.split([heads.n_heads for heads in groups.values()], 1), strict=True))
         if align:
@@ -234,7 +234,7 @@ class Heads(nn.Module):
     def __init__(self, l: int, n_heads: int, channels: dict[int, int], config: ModelConfig, window: int) -> None:
         super().__init__()
         self.l, self.d, self.n_heads = l, 2 * l + 1, n_heads
-        self.value_scalars, self.self_mask = config.value_scalars, config.self_mask
+        self.value_scalars, self.self_mask, self.precision = config.value_scalars, config.self_mask, config.precision
         copies, scalars = channels[l], channels[0]
         self.query_HC = matrix(n_heads, copies)
         self.key_HC = matrix(n_heads, copies)
