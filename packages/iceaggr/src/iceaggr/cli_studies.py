@@ -131,7 +131,7 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _oracle(args: argparse.Namespace) -> None:
-    from iceaggr.oracle import SCAN, run_oracle
+    from iceaggr.oracle.run import SCAN, run_oracle
 
     scan = SCAN if args.scan is None else args.scan
     result = run_oracle(data=args.data, events=args.events, seed=args.seed, device=args.device, scan=scan)

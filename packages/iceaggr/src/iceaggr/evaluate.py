@@ -136,7 +136,7 @@ def _add_oracle(result: dict[str, Any], folder: Path, pulses: Pulses | None, tab
     if pulses is None:
         result["oracle"] = "not computed: `iceaggr evaluate RUN --data DIR --oracle N` or `iceaggr oracle --data DIR`"
         return
-    from iceaggr.oracle import held_out_errors
+    from iceaggr.oracle.run import held_out_errors
 
     try:
         figures = summary(held_out_errors(folder, pulses, tables.device))

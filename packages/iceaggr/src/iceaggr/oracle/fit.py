@@ -1,7 +1,7 @@
 """Maximum likelihood of many events at once: Levenberg-Marquardt steps on the Fisher information.
 
 Every hypothesis has its own damping; those that have converged leave the batch. Suffixes as in
-`iceaggr.oracle_likelihood`.
+`iceaggr.oracle.likelihood`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from iceaggr.oracle_likelihood import Layout, Likelihood, Score, frame
+from iceaggr.oracle.hypothesis import Layout, frame
+from iceaggr.oracle.likelihood import Likelihood, Score
 from iceaggr.sim.config import SimConfig
 
 _CONVERGED = 1e-2
@@ -66,25 +67,26 @@ def maximise(
     return Fit(best_RS, best_S, used_S)
 
 
-def maximise_globally(likelihood: Likelihood, truth_RE: Tensor, *, scan: int, steps: int) -> tuple[Fit, Tensor]:
-    """The best of two climbs per event: from the truth, and from the best of `scan` other directions.
+def scan_and_climb(likelihood: Likelihood, rows_RE: Tensor, *, scan: int, steps: int) -> Fit:
+    """The climb from the best of `scan` directions: it is told the place and the light of `rows_RE`, not the direction.
 
-    The scan turns the fitted event about its point, evenly over the sphere, climbs a few steps from each direction
-    with blurred times and goes on with the best. Returns the fit and (E) True where the scan won.
+    Turns each hypothesis about its point, evenly over the sphere, climbs a few steps from each direction with blurred
+    times and goes on with the best.
     """
-    n = truth_RE.shape[1]
-    event_E = torch.arange(n, device=truth_RE.device)
-    fit = maximise(likelihood, truth_RE, event_E, steps=steps)
-    if scan == 0:
-        return fit, torch.zeros(n, dtype=torch.bool, device=truth_RE.device)
-    turned_RS = fit.rows_RS.repeat_interleave(scan, dim=1)
-    turned_RS[:3] = sphere(scan, truth_RE).T.repeat(1, n)
+    n = rows_RE.shape[1]
+    event_E = torch.arange(n, device=rows_RE.device)
+    turned_RS = rows_RE.repeat_interleave(scan, dim=1)
+    turned_RS[:3] = sphere(scan, rows_RE).T.repeat(1, n)
     blurred = likelihood.blurred(_BLURS[0])
     short = maximise(blurred, turned_RS, event_E.repeat_interleave(scan), steps=_SCAN_STEPS)
     chosen = short.value_S.view(n, scan).argmax(1) + scan * event_E
-    other = sharpen(likelihood, short.rows_RS[:, chosen], event_E, steps=steps)
-    won = other.value_S > fit.value_S + _CONVERGED
-    return Fit(*(torch.where(won, x, y) for x, y in zip(other, fit, strict=True))), won
+    return sharpen(likelihood, short.rows_RS[:, chosen], event_E, steps=steps)
+
+
+def higher(first: Fit, second: Fit) -> tuple[Fit, Tensor]:
+    """The higher of two fits of each event, and True where it is the second."""
+    won_E = second.value_S > first.value_S + _CONVERGED
+    return Fit(*(torch.where(won_E, y, x) for x, y in zip(first, second, strict=True))), won_E
 
 
 def sharpen(likelihood: Likelihood, rows_RS: Tensor, event_S: Tensor, *, steps: int) -> Fit:

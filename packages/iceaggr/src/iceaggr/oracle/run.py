@@ -2,40 +2,37 @@
 
 The oracle knows what no reconstruction of real data knows: the exact physics, whether the event is a track or a
 cascade, the light of muons that came by chance, and the truth as one of the places where its climb starts. The other
-start is the best of a coarse scan of directions; the higher maximum counts, so an event whose pulses speak for another
-direction is charged with the error. See `iceaggr.oracle_likelihood` for the approximations.
+start is the best of a coarse scan of directions, at the place that the first climb found; the higher maximum counts, so
+that an event whose pulses speak for another direction is charged with the error. The errors of both climbs are kept:
+the one from the truth is optimistic; the scan does not know the direction and may miss the maximum. See
+`iceaggr.oracle.likelihood` for the approximations.
 """
 
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lab_shared.allocator import keep_freed_memory
-from lab_shared.errors import UserError
 from lab_shared.files import atomic_write
 from lab_shared.progress import Counter
 from torch import Tensor
 
 from iceaggr.data.kaggle import KaggleFolder, slice_events
-from iceaggr.data.parquet import read_columns
-from iceaggr.data.prepare import folder_geometry
 from iceaggr.data.pulses import Pulses
-from iceaggr.directions import angles_to_vector
 from iceaggr.geometry import Geometry, icecube86
 from iceaggr.metrics import opening_angle_deg, summary
-from iceaggr.oracle_fit import maximise, maximise_globally
-from iceaggr.oracle_likelihood import Layout, Likelihood, Observed, observe
+from iceaggr.oracle.fit import higher, maximise, scan_and_climb
+from iceaggr.oracle.hypothesis import Layout
+from iceaggr.oracle.likelihood import Likelihood, observe_all
+from iceaggr.oracle.observed import Observed
+from iceaggr.oracle.truth import Known, folder_simulation, read_known
 from iceaggr.sim.config import SimConfig
-from iceaggr.sim.detector import Detector, detector
-from iceaggr.sim.events import Truth
-from iceaggr.sim.spectrum import LIGHT_SPEED, Bursts, Tracks, muon_range
+from iceaggr.sim.detector import detector
 from iceaggr.sim.stream import iter_events
 
 SCAN = 8
@@ -48,88 +45,15 @@ _DOMS = 600
 """About so many DOMs see light of an event."""
 _BRIGHT = 1500
 """Events with more points than this are not scanned: so many pulses are taken to leave no second maximum."""
-_NO_LIGHT = 1.0
-"""GeV at which an absent loss of a muon starts its fit."""
+SHORT = 0.5
+"""ln L by which a climb must stay below another to count as one that missed the maximum."""
+_CLIMBS = {"": "error_deg", "truth start, ": "truth_start_deg", "scan only, ": "scan_only_deg"}
+"""Arrays of `fit_events` and what is written before the names of the groups in their summaries."""
 LABEL = "simulated data"
+VERSION = 2
+"""Of likelihood and climb: errors that another version has kept are computed anew."""
 STORE = "oracle.npz"
 """In a simulated folder: the errors of those of its events that were asked for."""
-
-
-@dataclass(frozen=True, eq=False)
-class Known:
-    """What the oracle starts from: fields of `iceaggr.sim.events.Truth`, in float64 on the device of the pulses."""
-
-    energy_E: Tensor
-    is_track_E: Tensor
-    vertex_E3: Tensor
-    time_E: Tensor
-    azimuth_E: Tensor
-    zenith_E: Tensor
-    muon_energy_E: Tensor
-    inelasticity_E: Tensor
-    burst_place_EB: Tensor
-    burst_energy_EB: Tensor
-    chance_energy_E: Tensor
-    chance_start_E: Tensor
-    chance_point_E3: Tensor
-    chance_direction_E3: Tensor
-    chance_time_E: Tensor
-    chance_burst_place_EB: Tensor
-    chance_burst_energy_EB: Tensor
-
-    @classmethod
-    def of(cls, truth: Truth) -> Known:
-        return cls(**{f.name: _float64(getattr(truth, f.name)) for f in fields(cls)})
-
-    @property
-    def direction_E3(self) -> Tensor:
-        """Where the neutrino came from."""
-        return angles_to_vector(self.azimuth_E, self.zenith_E)
-
-    def rows(self, index_X: Tensor, layout: Layout, config: SimConfig) -> Tensor:
-        """(R, X): the truth about these events, all of one type, as hypotheses.
-
-        The point of a track is the one nearest the array's centre. Whether a cascade was a neutral current is not
-        known: the charged-current light is assumed.
-        """
-        travel, vertex, time = -self.direction_E3[index_X], self.vertex_E3[index_X], self.time_E[index_X]
-        energy, y = self.energy_E[index_X], self.inelasticity_E[index_X]
-        hadronic = config.hadronic_light * y * energy
-        if not layout.is_track:
-            light = (1 - y) * energy + hadronic
-            return torch.cat((travel.T, vertex.T, time[None], light.log()[None]))
-        along = -(vertex * travel).sum(1)
-        place = self.burst_place_EB[index_X] - along[:, None]
-        loss = self.burst_energy_EB[index_X]
-        place = torch.where(loss > 0, place, torch.linspace(-300, 300, layout.losses, device=loss.device).double())
-        return torch.cat(
-            (
-                travel.T,
-                (vertex + along[:, None] * travel).T,
-                (time + along / LIGHT_SPEED)[None],
-                -along[None],
-                place.T,
-                hadronic.clamp(min=_NO_LIGHT).log()[None],
-                loss.clamp(min=_NO_LIGHT).log().T,
-                self.muon_energy_E[index_X].log()[None],
-            )
-        )
-
-    def chance(self, config: SimConfig) -> tuple[Tracks, Bursts]:
-        """The muons that came by chance."""
-        event = (self.chance_energy_E > 0).nonzero().squeeze(1)
-        start, energy = self.chance_start_E[event], self.chance_energy_E[event]
-        tracks = Tracks(
-            event,
-            self.chance_point_E3[event],
-            self.chance_direction_E3[event],
-            start,
-            start + muon_range(energy, config),
-            energy,
-            self.chance_time_E[event],
-            torch.zeros_like(event, dtype=torch.bool),
-        )
-        return tracks, Bursts(self.chance_burst_place_EB[event], self.chance_burst_energy_EB[event])
 
 
 def fit_events(
@@ -143,21 +67,23 @@ def fit_events(
     self_test: bool = False,
     counter: Counter | None = None,
 ) -> dict[str, np.ndarray]:
-    """Arrays (E): error_deg, scan_won, evaluations; with self_test also twice the ln L that the fit gains over the
-    truth with everything free (gain) and over the true direction with all else fitted (direction_gain)."""
+    """Arrays (E): error_deg; truth_start_deg and scan_only_deg, the errors of its two climbs; scan_won; scan_short,
+    True where the scan's maximum is the lower one; evaluations. With self_test also twice the ln L that the fit gains
+    over the truth with everything free (gain) and over the true direction with all else fitted (direction_gain)."""
     keep_freed_memory()
     array = detector(geometry, pulses.device)
-    seen = observe(pulses, array, config, known.chance(config))
-    names = ["error_deg", "scan_won", "evaluations", *(["gain", "direction_gain"] if self_test else [])]
-    result = {name: np.zeros(pulses.n_events) for name in names}
+    seen = observe_all(pulses, array, config, known.chance(config))
+    result: dict[str, np.ndarray] = {}
     done = 0
     for index_X, is_track, directions in _chunks(seen, known, scan):
         layout = Layout(is_track, known.burst_energy_EB.shape[1] if is_track else 0)
-        part = _fit_chunk(
-            seen, index_X, known, layout, array, config, scan=directions, steps=steps, self_test=self_test
-        )
+        likelihood = Likelihood(seen[index_X], layout, array, config)
+        truth_RX = known.rows(index_X, layout, likelihood.array, config)
+        true_X3 = known.direction_E3[index_X]
+        part = _fit_chunk(likelihood, truth_RX, true_X3, scan=directions, steps=steps, self_test=self_test)
         for name, values in part.items():
-            result[name][index_X.cpu().numpy()] = values.double().cpu().numpy()
+            into = result.setdefault(name, np.zeros(pulses.n_events))
+            into[index_X.cpu().numpy()] = values.double().cpu().numpy()
         done += index_X.numel()
         if counter is not None:
             counter.show(done)
@@ -165,27 +91,28 @@ def fit_events(
 
 
 def _fit_chunk(
-    seen: Observed,
-    index_X: Tensor,
-    known: Known,
-    layout: Layout,
-    array: Detector,
-    config: SimConfig,
+    likelihood: Likelihood,
+    truth_RX: Tensor,
+    true_X3: Tensor,
     *,
     scan: int,
     steps: int,
     self_test: bool,
 ) -> dict[str, Tensor]:
-    likelihood = Likelihood(seen[index_X], layout, array, config)
-    truth_RX = known.rows(index_X, layout, config)
-    fit, won_X = maximise_globally(likelihood, truth_RX, scan=scan, steps=steps)
+    every = torch.arange(truth_RX.shape[1], device=truth_RX.device)
+    from_truth = maximise(likelihood, truth_RX, every, steps=steps)
+    from_scan = scan_and_climb(likelihood, from_truth.rows_RS, scan=scan, steps=steps) if scan else from_truth
+    fit, won_X = higher(from_truth, from_scan)
     part = {
-        "error_deg": opening_angle_deg(-fit.rows_RS[:3].T, known.direction_E3[index_X]),
+        name: opening_angle_deg(-x.rows_RS[:3].T, true_X3)
+        for name, x in (("error_deg", fit), ("truth_start_deg", from_truth), ("scan_only_deg", from_scan))
+    }
+    part |= {
         "scan_won": won_X,
-        "evaluations": fit.steps_S,
+        "scan_short": from_scan.value_S < from_truth.value_S - SHORT,
+        "evaluations": from_truth.steps_S + from_scan.steps_S,
     }
     if self_test:
-        every = torch.arange(index_X.numel(), device=index_X.device)
         part["gain"] = 2 * (fit.value_S - likelihood.value(truth_RX, every))
         held = maximise(likelihood, truth_RX, every, steps=steps, fixed_direction=True)
         part["direction_gain"] = 2 * (fit.value_S - held.value_S)
@@ -219,8 +146,8 @@ def run_oracle(
 ) -> dict[str, Any]:
     """The oracle on the first events of a simulated folder, or on newly simulated ones, with its self-test.
 
-    Returns {"label", "settings", "all", "track", "cascade", "n_pulses>=100", "self_test", "text"}; the figures are
-    those of `iceaggr.metrics.summary`.
+    Returns {"label", "settings", "all", "track", "cascade", "n_pulses>=100", "self_test", "text"}, the groups
+    also as "truth start, ..." and "scan only, ..."; the figures are those of `iceaggr.metrics.summary`.
 
     Raises:
         UserError: the folder is no simulation, or was simulated without the truth that the oracle starts from.
@@ -247,70 +174,12 @@ def run_oracle(
     }
     for name, chosen in groups.items():
         if chosen.any():
-            result[name] = summary(arrays["error_deg"][chosen])
-            del result[name]["by"]
-    result["scan_won"] = float(arrays["scan_won"].mean())
+            for before, climb in _CLIMBS.items():
+                result[before + name] = summary(arrays[climb][chosen])
+                del result[before + name]["by"]
+    result["scan_won"], result["scan_short"] = (float(arrays[name].mean()) for name in ("scan_won", "scan_short"))
     result["self_test"] = _self_test(arrays)
     return result | {"text": _text(result)}
-
-
-def folder_simulation(folder: Path) -> tuple[Geometry, SimConfig]:
-    """The array and the physics a folder was simulated with. UserError for a folder that is no simulation."""
-    record = Path(folder) / "simulation.json"
-    if not record.exists():
-        raise UserError(f"{folder} has no simulation.json: the oracle needs simulated events, whose physics is known")
-    saved = json.loads(record.read_text())["config"]
-    config: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in saved.items()}
-    return folder_geometry(folder), SimConfig(**config)
-
-
-def read_known(folder: Path, event_ids: np.ndarray, config: SimConfig, device: torch.device) -> Known:
-    """Truth of these events from a simulated folder's truth.parquet.
-
-    Raises:
-        UserError: the folder has no truth, or one without the columns of muon losses and chance muons.
-    """
-    import polars as pl
-
-    file = KaggleFolder(folder).truth_file
-    if file is None:
-        raise UserError(f"{folder} has no truth.parquet: the oracle needs the truth of simulated events")
-    slots = range(1, config.burst_slots + 1)
-    columns = {name: [column] for name, column in _COLUMNS.items()}
-    columns |= {f"{name}_E3": [f"{name}_{i}" for i in (1, 2, 3)] for name in ("chance_point", "chance_direction")}
-    for name in ("burst_place", "burst_energy", "chance_burst_place", "chance_burst_energy"):
-        columns[f"{name}_EB"] = [f"{name}_{i}" for i in slots]
-    columns["vertex_E3"] = ["x", "y", "z"]
-    wanted = {"event_id": "Int64", "type": "String"} | {c: "Float64" for group in columns.values() for c in group}
-    if missing := set(wanted) - set(pl.read_parquet_schema(file)):
-        raise UserError(
-            f"{file} lacks {', '.join(sorted(missing)[:3])}: it was simulated by an older version; simulate it again"
-        )
-    table = read_columns(file, wanted, where=pl.col("event_id").is_in(event_ids.tolist()))
-    order = np.argsort(table["event_id"])
-    row_E = order[np.searchsorted(table["event_id"][order], event_ids).clip(max=len(order) - 1)]
-    if not np.array_equal(table["event_id"][row_E], event_ids):
-        raise UserError(f"{file} does not have every event of the pulses: simulate {folder} again")
-    tensors = {
-        name: torch.from_numpy(np.stack([table[c][row_E] for c in group], axis=1)).to(device, torch.float64)
-        for name, group in columns.items()
-    }
-    tensors = {name: x if name.endswith(("3", "B")) else x[:, 0] for name, x in tensors.items()}
-    is_track = torch.from_numpy((table["type"][row_E] == "track").astype(np.float64)).to(device)
-    return Known(is_track_E=is_track, **tensors)
-
-
-_COLUMNS = {
-    "energy_E": "energy",
-    "time_E": "t0",
-    "azimuth_E": "azimuth",
-    "zenith_E": "zenith",
-    "muon_energy_E": "muon_energy",
-    "inelasticity_E": "inelasticity",
-    "chance_energy_E": "chance_energy",
-    "chance_start_E": "chance_start",
-    "chance_time_E": "chance_time",
-}
 
 
 def _source(
@@ -355,13 +224,16 @@ def _self_test(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
 def _text(result: dict[str, Any]) -> str:
     n = result["all"]["n"]
     lines = [f"Oracle: opening angle in degrees, {n:,} events ({LABEL}), 95% intervals"]
-    for name in ("all", "track", "cascade", "n_pulses>=100"):
+    for name in ("all", "track", "cascade", "n_pulses>=100", "truth start, all", "scan only, all"):
         if name in result:
             figures = result[name]
             mean, median = (_interval(figures[key]) for key in ("mean_deg", "median_deg"))
             tails = "  ".join(f"{key} {figures[key]['value']:.1f}" for key in ("p10", "p25", "p75", "p90"))
-            lines.append(f"{name:14} {figures['n']:7,}  mean {mean}  median {median}  {tails}")
-    lines.append(f"the scan found a higher maximum than the climb from the truth in {result['scan_won']:.1%} of them")
+            lines.append(f"{name:16} {figures['n']:7,}  mean {mean}  median {median}  {tails}")
+    lines.append(
+        f"the scan found a higher maximum than the climb from the truth in {result['scan_won']:.1%} of them, "
+        f"a lower one in {result['scan_short']:.1%}"
+    )
     for name, row in result["self_test"].items():
         shares = ", ".join(f"{key.removeprefix('within ')} region {row[key]:.1%}" for key in row if "within" in key)
         lines.append(f"self-test, coverage of the truth, {name} ({row['dof']} degrees of freedom): {shares}")
@@ -371,10 +243,6 @@ def _text(result: dict[str, Any]) -> str:
 def _interval(x: dict[str, float | None]) -> str:
     low, high = x["low"], x["high"]
     return f"{x['value']:6.2f}" + (f" [{low:.2f}, {high:.2f}]" if low is not None and high is not None else "")
-
-
-def _float64(x: Tensor) -> Tensor:
-    return x.double()
 
 
 def held_out_errors(folder: Path, pulses: Pulses, device: torch.device) -> np.ndarray:
@@ -390,7 +258,7 @@ def held_out_errors(folder: Path, pulses: Pulses, device: torch.device) -> np.nd
     known_id, known_error = np.zeros(0, dtype=np.int64), np.zeros(0)
     if store.exists():
         with np.load(store, allow_pickle=False) as saved:
-            if int(saved["scan"]) == SCAN:
+            if (int(saved["scan"]), int(saved.get("version", 1))) == (SCAN, VERSION):
                 known_id, known_error = saved["event_id"], saved["error_deg"]
     if not np.isin(ids, known_id).all():
         known = read_known(folder, ids, config, device)
@@ -399,7 +267,7 @@ def held_out_errors(folder: Path, pulses: Pulses, device: torch.device) -> np.nd
         new = ~np.isin(known_id, ids)
         known_id, known_error = np.append(known_id[new], ids), np.append(known_error[new], errors)
         content = io.BytesIO()
-        np.savez(content, event_id=known_id, error_deg=known_error, scan=SCAN)
+        np.savez(content, event_id=known_id, error_deg=known_error, scan=SCAN, version=VERSION)
         atomic_write(store, content.getvalue())
     order = np.argsort(known_id)
     return known_error[order[np.searchsorted(known_id[order], ids)]]

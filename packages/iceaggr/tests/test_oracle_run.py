@@ -1,0 +1,76 @@
+"""The oracle on simulated folders, and its command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from iceaggr.cli import main
+from iceaggr.geometry import icecube86
+from iceaggr.oracle.run import held_out_errors
+from iceaggr.oracle.truth import Known, folder_simulation, read_known
+from iceaggr.sim.config import SimConfig
+from iceaggr.sim.write import simulate_folder
+from lab_shared.errors import UserError
+
+FAINT = replace(SimConfig(), energy_max=3e3, hard_fraction=0.0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return simulate_folder(tmp_path_factory.mktemp("oracle") / "events", 4, seed=3, config=FAINT)
+
+
+@pytest.mark.slow
+def test_a_folder_knows_what_the_simulation_knew(folder: Path) -> None:
+    from iceaggr.data.kaggle import KaggleFolder
+    from iceaggr.sim.stream import iter_events
+
+    geometry, config = folder_simulation(folder)
+    assert config == FAINT
+    np.testing.assert_array_equal(geometry.xyz, icecube86().xyz)
+    pulses = KaggleFolder(folder).read_batch(1)
+    found = read_known(folder, pulses.event_id_E.numpy(), config, torch.device("cpu"))
+    _, truth = next(iter_events(4, seed=3, stream=1, config=FAINT))
+    expected = Known.of(truth)
+    for name, values in vars(expected).items():
+        torch.testing.assert_close(getattr(found, name), values, msg=name)
+
+    first = held_out_errors(folder, pulses, torch.device("cpu"))
+    assert ((first >= 0) & (first <= 180)).all()
+    (folder / "truth.parquet").rename(folder / "away")  # what is known is not computed again
+    np.testing.assert_array_equal(held_out_errors(folder, pulses, torch.device("cpu")), first)
+    (folder / "oracle.npz").unlink()
+    with pytest.raises(UserError, match=r"no truth\.parquet"):
+        held_out_errors(folder, pulses, torch.device("cpu"))
+    (folder / "away").rename(folder / "truth.parquet")
+
+
+def test_missing_truth_has_a_named_error(folder: Path, tmp_path: Path) -> None:
+    import polars as pl
+
+    with pytest.raises(UserError, match=r"no simulation\.json"):
+        folder_simulation(tmp_path)
+    old = pl.read_parquet(folder / "truth.parquet").drop("chance_time")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "batch_1.parquet").write_bytes((folder / "train" / "batch_1.parquet").read_bytes())
+    old.write_parquet(tmp_path / "truth.parquet")
+    with pytest.raises(UserError, match="lacks chance_time"):
+        read_known(tmp_path, old["event_id"].to_numpy(), SimConfig(), torch.device("cpu"))
+
+
+@pytest.mark.slow
+def test_the_command_says_what_it_measured(folder: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "oracle.json"
+    argv = ["oracle", "--data", str(folder), "--events", "3", "--scan", "1", "--device", "cpu", "--out", str(out)]
+    assert main([*argv, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads(out.read_text())
+    assert printed["all"]["n"] == 3
+    assert printed["label"] == "simulated data"
+    assert printed["settings"]["scan"] == 1
+    assert 0 <= printed["self_test"]["direction"]["within 90%"] <= 1
