@@ -234,6 +234,8 @@ def test_a_run_is_diagnosed_and_reported(zeros_file, tmp_path, memory, capsys, m
     result = diagnostics.main(run)
     assert json.loads((run / "diagnostics.json").read_text())["base"] == result["base"]
     assert "RMS error of u" in capsys.readouterr().out
+    assert ("left_out" in result) == (memory == "prefix")
+    assert not result.get("left_out", {}).keys() & result.keys()
     assert report.write(run).read_text().count("<svg") == (3 if memory == "postfix" else 2)
     legacy = diagnostics.diagnose(run, legacy=True)["legacy"]
     assert all(test["vacuous"] for test in legacy.values())

@@ -216,3 +216,14 @@ def test_a_sweep_trains_diagnoses_collects_and_does_nothing_twice(tmp_path, monk
     result = verdicts.verdicts(records.read([tmp_path / "kept"]))
     assert row(result, "E4 does without identities")["experiments"] == ["e4, steps=30"]
     assert row(result, "E4 does without identities")["verdict"] == "holds"
+
+
+def test_a_sweep_that_fails_collects_what_has_begun(tmp_path, monkeypatch):
+    def train(config, out):
+        (out / "config.json").write_text(to_json(config))
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(rh_sweep, "train", train)
+    with pytest.raises(UserError, match="the disk is full"):
+        rh_sweep.sweep(["e0"], [7, 42], tmp_path / "runs", steps=30, collect_in=tmp_path / "kept", workers=1)
+    assert [r.evaluation for r in records.read([tmp_path / "kept"])] == [None, None]

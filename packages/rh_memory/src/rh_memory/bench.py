@@ -28,14 +28,17 @@ REQUIRED = {
     "cpu": {"explicit-small": 270},
 }
 ON_CPU = ("explicit-small",)
-ON_GPU = ("e0", "e0-rope", "e1", "e3-original", "e3", "e3-explicit", "e4", "e5", "explicit", "explicit-small")
+ON_GPU = (
+    "e0", "e0-rope", "e1", "e1-rope", "e2-rope", "e3-original", "e3", "e3-explicit", "e4", "e5", "explicit",
+    "explicit-small",
+)  # fmt: skip
 
 
 def bench(device: str | None = None, presets: Sequence[str] = (), *, repeats: int = 10) -> list[dict[str, Any]]:
     """Windows and targets per second of whole training steps: draw, forward, backward, clip, update.
 
     presets: by default those of interest on the device. One row a preset, with the median time and the quartile
-    distance of a step. Rollout losses, which come every few steps only, are left out. Raises UserError.
+    distance of a step; where a rollout loss comes every few steps, of a whole round of those. Raises UserError.
     """
     where = pick_device(device)
     names = list(presets) or list(ON_GPU if where.type == "cuda" else ON_CPU)
@@ -68,7 +71,10 @@ def bench(device: str | None = None, presets: Sequence[str] = (), *, repeats: in
 
 
 def measure_step(config: TrainConfig, device: torch.device, *, repeats: int = 10) -> dict[str, Any]:
-    """lab_shared.bench.measure of a training step, and the numbers of parameters and of targets of a window."""
+    """lab_shared.bench.measure of a training step, and the numbers of parameters and of targets of a window.
+
+    With a rollout loss, what is timed is a round of steps of which one has it, over their number.
+    """
     spacings = random_spacings(200_000)
     width = config.model.context + 1
     data = SpacingData(spacings, device)
@@ -80,14 +86,19 @@ def measure_step(config: TrainConfig, device: torch.device, *, repeats: int = 10
     stream = WindowStream(data, dataset.starts("train"), width, config.batch_size, seed=0)
     parameters = [p for p in model.parameters() if p.requires_grad]
 
-    def step() -> None:
-        loss, _ = objective(next(stream)[0], step=1)
-        loss.backward()
-        clip_grads(parameters, config.optim.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    steps = config.loss.drift_every if config.loss.drift_weight else 1
 
-    timing: dict[str, Any] = measure(step, repeats=repeats, warmup=5 if device.type == "cuda" else 2, device=device)
+    def step_round() -> None:
+        for step in range(1, steps + 1):
+            loss, _ = objective(next(stream)[0], step)
+            loss.backward()
+            clip_grads(parameters, config.optim.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    warmup = 5 if device.type == "cuda" else 2
+    timing: dict[str, Any] = measure(step_round, repeats=repeats, warmup=warmup, device=device)
+    timing |= {name: timing[name] / steps for name in ("median_s", "iqr_s")}
     return timing | {"parameters": sum(p.numel() for p in parameters), "targets": objective.index_T.numel()}
 
 

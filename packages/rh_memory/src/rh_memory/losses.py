@@ -1,26 +1,36 @@
 """The terms of the training loss: likelihood, orthogonal slots, rollouts. (The auxiliary targets are in q3.py.)
 
-Shapes: B windows, W spacings of a window, L spacings of a rollout, M slots, D channels, K components.
+Shapes: B windows, W spacings of a window, L spacings of a rollout, H steps of it, M slots, D channels,
+K components.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from lab_shared.attention import Mask
 from torch import Tensor
 
 from rh_memory.data.windows import WindowBatch
 from rh_memory.mdn import Kind, Mixture
-from rh_memory.models import Context, Model
+from rh_memory.models import Context, Output
+
+Forward = Callable[[Context, Mask], Output]
+"""A model, or what compiles or wraps one."""
 
 
-def mean_nll(mixture: tuple[Tensor, Tensor, Tensor], kind: Kind, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean -log p(target) in nats per spacing, and mean entropy of the mixture weights; both 0-d."""
-    log_weights, loc, scale = mixture
-    density = Mixture(log_weights, loc, scale, kind)
-    return -density.log_prob(target).mean(), density.entropy_of_weights().mean()
+def likelihood(
+    mixture: tuple[Tensor, Tensor, Tensor], kind: Kind, target: Tensor, entropy_weight: float
+) -> tuple[Tensor, Tensor]:
+    """(mean -log p(target) - entropy_weight x mean entropy of the mixture weights, the first term alone), 0-d, nats."""
+    density = Mixture(*mixture, kind)
+    nll = -density.log_prob(target).mean()
+    if not entropy_weight:
+        return nll, nll
+    return nll - entropy_weight * density.entropy_of_weights().mean(), nll
 
 
 def orthogonality(content_MD: Tensor) -> Tensor:
@@ -29,30 +39,34 @@ def orthogonality(content_MD: Tensor) -> Tensor:
     return (unit @ unit.T - torch.eye(len(unit), device=unit.device)).square().sum()
 
 
-def drift_loss(model: Model, batch: WindowBatch, *, context: int, horizon: int) -> Tensor:
-    """Rollout of mean predictions from `context` true spacings: mean over B and h of |cumulated error| h / horizon.
+@torch.no_grad()
+def rollout(forward: Forward, batch: WindowBatch, mask: Mask, kind: Kind, *, context: int, horizon: int) -> Context:
+    """The first `context` spacings of each window and horizon - 1 predicted means behind them, each fed back.
 
-    Predictions are fed back without gradient, as in the seed; heights go on at the local density of the last true
-    spacing, never at the true future's. Every pass has the full length L, whose tail a causal model does not see.
+    forward: of a causal model; mask: its own for context + horizon - 1 spacings. Heights go on at the local density of
+    the last true spacing, never at the true future's. Every pass has the full length, whose tail is not seen yet.
     """
-    length = context + horizon
-    s_BL = batch.s_BW[:, :length].clone()
+    length = context + horizon - 1
+    s_BL, log_height_BL, gamma_BL = (x[:, :length].clone() for x in (batch.s_BW, batch.log_height_BW, batch.gamma_BW))
     s_BL[:, context:] = 1.0
-    log_height_BL = batch.log_height_BW[:, :length].clone()
     log_height_BL[:, context:] = log_height_BL[:, context - 1 : context]
-    gamma_BL = batch.gamma_BW[:, :length].clone()
+    gamma_BL[:, context:] = gamma_BL[:, context - 1 : context]  # not seen, but finite
     gap_per_spacing_B = 2 * math.pi / log_height_BL[:, context - 1].double()
-    mask = model.training_mask(length, s_BL.device)
-    means = []
     for i in range(context, length):
-        gamma_BL[:, i:] = gamma_BL[:, i - 1 : i]  # not seen yet, but finite
-        output = model(Context(s_BL, log_height_BL, gamma_BL), mask)
-        log_weights, loc, scale = output.mixture
-        mean_B = Mixture(log_weights, loc, scale, model.config.mixture)[:, i - 1].mean()
-        means.append(mean_B)
-        s_BL, gamma_BL = s_BL.clone(), gamma_BL.clone()
-        s_BL[:, i] = mean_B.detach()
+        mixture = forward(Context(s_BL, log_height_BL, gamma_BL), mask).mixture
+        s_BL[:, i] = Mixture(*mixture, kind)[:, i - 1].mean()
         gamma_BL[:, i] = gamma_BL[:, i - 1] + s_BL[:, i] * gap_per_spacing_B
-    drift_BH = (torch.stack(means, 1) - batch.s_BW[:, context:length]).cumsum(1).abs()
-    weight_H = torch.arange(1, horizon + 1, device=drift_BH.device) / horizon
-    return (drift_BH * weight_H).mean()
+    return Context(s_BL, log_height_BL, gamma_BL)
+
+
+def drift_loss(forward: Forward, rolled: Context, true_BH: Tensor, mask: Mask, kind: Kind) -> Tensor:
+    """Mean over B and h of |cumulated error of the first h predicted means| h / H, 0-d.
+
+    rolled: what `rollout` returned; true_BH: the H true spacings behind its context. Means are fed back without
+    gradient, as in the seed, so one pass over the finished rollout has the means and gradients of all its steps.
+    (Dropout is drawn once for that pass, and anew for each pass of the rollout; the seed's steps each had their own.)
+    """
+    horizon = true_BH.size(1)
+    mean_BH = Mixture(*forward(rolled, mask).mixture, kind)[:, -horizon:].mean()
+    weight_H = torch.arange(1, horizon + 1, device=true_BH.device) / horizon
+    return ((mean_BH - true_BH).cumsum(1).abs() * weight_H).mean()

@@ -33,11 +33,16 @@ class Objective:
         compiled = self.device.type == "cuda" if config.compile is None else config.compile
         forward: Any = torch.compile(model, dynamic=False) if compiled else model
         self._forward: Any = dist.wrap(forward)
-        self._mean_nll: Any = torch.compile(losses.mean_nll, dynamic=False) if compiled else losses.mean_nll
+        self._roll_forward: Any = forward  # once more in a step that DistributedDataParallel allows one forward pass
+        self._likelihood: Any = torch.compile(losses.likelihood, dynamic=False) if compiled else losses.likelihood
         n_data = dataset.width - 1
         # block lists, or the written-out mask, are built here and not in the compiled region
         blocks = self.device.type == "cuda" and not config.model.attention_dropout
-        self._mask = model.training_mask(n_data, self.device).prepare("flex" if blocks else "sdpa")
+        backend: Any = "flex" if blocks else "sdpa"
+        self._mask = model.training_mask(n_data, self.device).prepare(backend)
+        if config.loss.drift_weight:
+            length = config.loss.drift_context + config.loss.drift_horizon - 1
+            self._roll_mask = model.training_mask(length, self.device).prepare(backend)
         self.index_T = target_index(model, n_data, self.device)
         self._z: tuple[Tensor, Tensor] | None = None
         if config.model.use_aux_loss:
@@ -49,8 +54,9 @@ class Objective:
         config, model = self.config, self.model
         with inference(config, self.device):
             output = self._forward(Context.of(batch), self._mask, self._permutation(step))
-        nll, entropy = self._mean_nll(output.mixture, config.model.mixture, batch.s_BW[:, self.index_T])
-        loss, terms = nll - config.loss.entropy_weight * entropy, {"nll": nll}
+        target_BT = batch.s_BW[:, self.index_T]
+        loss, nll = self._likelihood(output.mixture, config.model.mixture, target_BT, config.loss.entropy_weight)
+        terms = {"nll": nll}
         if self._z is not None:
             mean_A, std_A = self._z
             z_BA = (aux_targets(batch.s_BW[:, :-1], config.model.aux_target) - mean_A) / std_A
@@ -61,14 +67,20 @@ class Objective:
             terms["ortho"] = losses.orthogonality(model.slots.capped_content())  # type: ignore[union-attr, operator]
             loss = loss + ramp(step, config.loss.ortho_ramp, config.loss.ortho_weight) * terms["ortho"]
         if config.loss.drift_weight and step % config.loss.drift_every == 0:
-            n = config.loss.drift_batch
-            few = WindowBatch(batch.s_BW[:n], batch.log_height_BW[:n], batch.gamma_BW[:n])
-            with inference(config, self.device):
-                drift = losses.drift_loss(
-                    model, few, context=config.loss.drift_context, horizon=config.loss.drift_horizon
-                )
-            loss = loss + config.loss.drift_weight * drift  # not every step has it, so no metric
+            loss = loss + config.loss.drift_weight * self._drift(batch)  # not every step has it, so no metric
         return loss, {name: term.detach() for name, term in terms.items()}
+
+    def _drift(self, batch: WindowBatch) -> Tensor:
+        drift, kind = self.config.loss, self.config.model.mixture
+        n, context, horizon = drift.drift_batch, drift.drift_context, drift.drift_horizon
+        few = WindowBatch(batch.s_BW[:n], batch.log_height_BW[:n], batch.gamma_BW[:n])
+        sizes = {"context": context, "horizon": horizon}
+        with inference(self.config, self.device):
+            rolled = losses.rollout(self._roll_forward, few, self._roll_mask, kind, **sizes)
+        # Autocast of its own: the weights it cast for the rollout are kept within one, and have no gradient.
+        with inference(self.config, self.device):
+            true_BH = few.s_BW[:, context : context + horizon]
+            return losses.drift_loss(self._roll_forward, rolled, true_BH, self._roll_mask, kind)
 
     def _permutation(self, step: int) -> Tensor | None:
         """The slots' identities in this batch, a tensor so that compiled code sees one graph; None where they stay."""

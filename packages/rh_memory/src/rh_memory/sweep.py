@@ -58,14 +58,18 @@ def sweep(
     """Train each preset with each seed under `out`, skipping what is done; returns the table of scores.
 
     diagnose: each run is followed by a job of its own that diagnoses it. collect_in: folder to copy the small files of
-    all runs to (see `records.collect`), for `rh-memory verdicts` and for keeping.
+    all runs to (see `records.collect`), for `rh-memory verdicts` and for keeping; of unfinished ones too when a job
+    failed or the sweep was stopped. The same command then goes on from the runs' checkpoints.
 
     Raises UserError naming the jobs that failed, once all others have run.
     """
     jobs = sweep_jobs(presets, seeds, source=source, steps=steps, diagnose=diagnose)
-    done = run_jobs(jobs, out, engine=engine, address=address, workers=workers, gpus_per_job=gpus_per_job)
-    if collect_in is not None:
-        collect([out / run_name(preset, seed, source, steps) for preset in presets for seed in seeds], collect_in)
+    try:
+        done = run_jobs(jobs, out, engine=engine, address=address, workers=workers, gpus_per_job=gpus_per_job)
+    finally:  # also when a job failed, or time ran out: what has begun can be kept, and says how far it came
+        if collect_in is not None:
+            runs = [out / run_name(preset, seed, source, steps) for preset in presets for seed in seeds]
+            collect([run for run in runs if (run / "config.json").is_file()], collect_in)
     rows = {preset: [done[run_name(preset, seed, source, steps)] for seed in seeds] for preset in presets}
     return table(rows, seeds)
 

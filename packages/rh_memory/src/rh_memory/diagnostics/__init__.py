@@ -29,6 +29,17 @@ from rh_memory.diagnostics.text import summary_text
 from rh_memory.evaluate import inference, load_run, scored_part, with_file
 from rh_memory.models import Model
 
+_CONSTANT = "slots in front of the data do not see it: their states are the same in every window"
+_NOT_READ = "predictions are read at the spacings, not from the slots"
+LEFT_OUT = {
+    "none": {"slots": "the model has none: no removal, permutation, content, gradient, attention or geometry of slots"},
+    "prefix": {
+        **dict.fromkeys(("mean", "resampled"), _CONSTANT),
+        **dict.fromkeys(("subsets", "effect", "readout"), _NOT_READ),
+    },
+}
+"""Diagnostics that a kind of memory does not have, each with the reason; they go into the result."""
+
 
 @dataclass(frozen=True)
 class Size:
@@ -106,6 +117,8 @@ def _rebuilt(config: TrainConfig, model: Model, dataset: Dataset, size: Size) ->
         "blocks": blocks.block_differences(nll_W, golden.spacing_W),
         "rollout": _rollout(model, dataset, size, width),
     }
+    if left_out := LEFT_OUT.get(config.model.memory):
+        result["left_out"] = left_out
     if config.model.memory == "none":
         return result
     train = np.concatenate([dataset.spacings.s[a:b] for a, b in dataset.split.train]).astype(np.float64)

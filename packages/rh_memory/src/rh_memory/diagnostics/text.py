@@ -52,6 +52,7 @@ def summary_text(result: dict[str, Any]) -> str:
             f"{row['statistic']}: zeros {row['zeros']['value']:.4f}, sampled {row['model']['value']:.4f}, "
             f"difference {cell(row['difference'])}"
         )
+    lines += [f"left out, {name}: {reason}" for name, reason in result.get("left_out", {}).items()]
     return "\n".join(lines)
 
 

@@ -31,7 +31,11 @@ class PrefixMDN(nn.Module):
 
     def training_mask(self, n_data: int, device: torch.device) -> Mask:
         """The mask that `forward` wants, to be made once before the loop."""
-        return Mask.memory_prefix(self.n_memory, n_data, causal_slots=self.config.causal_slots, device=device)
+        if self.config.causal_slots:
+            # Slots in front that see earlier slots: plain causality, for which every GPU kernel has a fast path, also
+            # with dropout of weights, that a mask of another kind would turn away.
+            return Mask.causal()
+        return Mask.memory_prefix(self.n_memory, n_data, causal_slots=False, device=device)
 
     def forward(self, data: Context, mask: Mask, id_perm_M: Tensor | None = None) -> Output:
         """Mixture tensors (B, T, K) of the data positions. id_perm_M: see Slots."""

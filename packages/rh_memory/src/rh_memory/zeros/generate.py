@@ -129,6 +129,16 @@ def main(
         return part.finish(statistics)
 
 
+def ensure(count: int, out: Path, device: torch.device | str | None = None, zeros_per_chunk: int | None = None) -> None:
+    """`main`, unless the file and its manifest are there: then only a note that a kill left beside them is removed."""
+    with locked(out):
+        done = out.exists() and manifest_path(out).exists()
+        if done:
+            _note_path(out).unlink(missing_ok=True)
+    if not done:
+        main(count, out, device, zeros_per_chunk=zeros_per_chunk)
+
+
 def checked(out: str | Path, count: int) -> Path:
     """`out` as a path. Raises GenerationError for another ending than .npy, and for no zeros."""
     out = Path(out)
@@ -161,13 +171,17 @@ def plan(count: int, zeros_per_chunk: int) -> list[int]:
     return [START, *dict.fromkeys(borders)]
 
 
+def _note_path(out: Path) -> Path:
+    return out.with_name(f".{out.name}.part.json")
+
+
 class _PartFile:
     """`.NAME.part`, the array as far as it is known, and `.NAME.part.json`, the chunks that are safely in it."""
 
     def __init__(self, out: Path, count: int, resume: bool) -> None:
         self._out, self._count = out, count
         self._path = out.with_name(f".{out.name}.part")
-        self._state_path = out.with_name(f".{out.name}.part.json")
+        self._state_path = _note_path(out)
         self.borders: list[int] = []
         self.chunks: list[dict[str, Any]] = []
         header = io.BytesIO()

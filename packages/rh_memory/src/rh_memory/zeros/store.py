@@ -122,10 +122,9 @@ def default_zeros(count: int, folder: Path | None = None, device: str = "cpu") -
     make_folder(folder)
     path = folder / f"zeros_{count}.npy"
     with locked(folder / "zeros"):  # not `path` itself: `main` locks that
-        if not (path.exists() and manifest_path(path).exists()):
-            from rh_memory.zeros.generate import main
+        from rh_memory.zeros.generate import ensure
 
-            main(count, path, device)
+        ensure(count, path, device)
     return load(path)
 
 
