@@ -1,7 +1,7 @@
 # Short names for the commands people use. Needs python3 >= 3.11, make and a network that reaches PyPI; uv is fetched when missing.
 #   make train-iceaggr ARGS="--seed 1"      NPROC=2 make train-iceaggr
 .DEFAULT_GOAL := help
-.PHONY: help setup lock lint types imports test isolated check slow gpu bench walk golden wheels report costs faults fuzz audit
+.PHONY: help setup lock lint types imports test isolated check slow gpu bench walk golden wheels report reproduce costs faults fuzz audit
 SHELL := /bin/bash
 # Where it is set, every process would compile torch anew: seconds for each of them.
 unexport PYTHONDONTWRITEBYTECODE
@@ -67,6 +67,9 @@ train-%: setup  ## train an experiment: train-iceaggr (no data needed: it simula
 
 report: setup  ## every table, figure and claim of the READMEs from the records (ARGS=--check: only say what is stale)
 	$(RUN) python tools/report.py $(ARGS)
+
+reproduce: setup  ## which command makes which record; makes the missing ones (ARGS="--out DIR --gpus 1 --minutes 20")
+	$(RUN) python tools/reproduce.py $(ARGS)
 
 costs: setup  ## COSTS.md from the committed speeds
 	$(RUN) python tools/costs.py --write

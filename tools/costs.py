@@ -91,7 +91,7 @@ def zeros() -> list[Cost]:
 
 def seeds() -> list[Cost]:
     """The headline experiments of the other packages."""
-    from attn_clustering.config import EXPERIMENTS
+    from attn_clustering.experiments import EXPERIMENTS
     from attn_clustering.matrix import jobs
     from rh_memory.config import PRESETS
 

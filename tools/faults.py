@@ -11,7 +11,6 @@ that has imported what the work needs and has no other thread.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import resource
@@ -27,10 +26,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from fault_scenarios import SCENARIOS, Scenario
 from lab_shared.errors import UserError
-from lab_shared.manifest import git_state
+from record_file import put
+from scenarios import SCENARIOS
+from scenarios.base import Scenario
+from whole_files import half_written, leftovers
 
 RECORD = Path(__file__).resolve().parent / "results" / "faults.json"
 MOST_KILLS_A_RUN = 5
@@ -109,61 +109,6 @@ def attack(name: str, kills: int, seed: int, root: Path, *, full_disks: int = 6)
             break
         shutil.rmtree(folder)
     return tally
-
-
-def half_written(folder: Path) -> list[str]:
-    """Files under their final names that cannot be read. Temporary ones, and files that grow by lines, do not count."""
-    problems = []
-    for file in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if hidden or not file.is_file() or file.suffix not in _READERS:
-            continue
-        try:
-            _READERS[file.suffix](file)
-        except Exception as error:  # whatever a reader raises, the file is not whole
-            problems.append(f"{file.relative_to(folder)} is half-written ({type(error).__name__}: {error})")
-    return problems
-
-
-def _read_parquet(file: Path) -> None:
-    data = file.read_bytes()
-    if len(data) < 12 or data[:4] != b"PAR1" or data[-4:] != b"PAR1":
-        raise ValueError(f"{len(data)} bytes without both end markers")
-
-
-def _read_csv(file: Path) -> None:
-    if not file.read_text().endswith("\n"):
-        raise ValueError("its last line has no end")
-
-
-def _read_npz(file: Path) -> None:
-    with np.load(file, allow_pickle=False) as arrays:
-        dict(arrays)
-
-
-def _read_safetensors(file: Path) -> None:
-    from safetensors.torch import load_file
-
-    load_file(file)
-
-
-_READERS: dict[str, Callable[[Path], object]] = {
-    ".json": lambda file: json.loads(file.read_text()),
-    ".safetensors": _read_safetensors,
-    ".npy": lambda file: np.load(file, allow_pickle=False),
-    ".npz": _read_npz,
-    ".parquet": _read_parquet,
-    ".csv": _read_csv,
-}
-
-
-def leftovers(folder: Path) -> list[str]:
-    """Temporary files and folders in a folder whose work is finished. Locks stay by design."""
-    return [
-        str(file.relative_to(folder))
-        for file in sorted(folder.rglob("*"))
-        if file.suffix in (".tmp", ".part") or ".part." in file.name or file.name == ".parts"
-    ]
 
 
 def _fork(
@@ -294,17 +239,8 @@ def main() -> int:
             print(f"  {fault}")
         failed += bool(tally.faults)
         if args.record:
-            record(name, {**vars(tally), "seed": args.seed})
+            put(RECORD, name, {**vars(tally), "seed": args.seed})
     return 1 if failed else 0
-
-
-def record(name: str, result: dict[str, Any]) -> None:
-    """Put one scenario's result into the record."""
-    RECORD.parent.mkdir(exist_ok=True)
-    kept = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    git, _ = git_state(Path(__file__).resolve())
-    kept[name] = {**result, "git_sha": git["git_sha"]}
-    RECORD.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
 
 
 if __name__ == "__main__":

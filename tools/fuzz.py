@@ -29,12 +29,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fuzz_readers import ABORTING, READERS, Files, Reader, _write
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
 from lab_shared.errors import UserError
-from lab_shared.manifest import git_state
+from readers import ABORTING, READERS
+from readers.base import Files, Reader, write
+from record_file import put
 
 RECORD = Path(__file__).resolve().parent / "results" / "fuzz.json"
 SECONDS_A_CASE = 20.0
@@ -110,7 +111,7 @@ def judge(reader: Reader, files: Files, scratch: Path, watch: Watch) -> str:
     folder = scratch / "case"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    _write(folder, files)
+    write(folder, files)
     watch.seen.clear()
     watch.folder = str(folder)
     try:
@@ -232,7 +233,8 @@ def main() -> int:
             print(f"  {fault}")
         failed += bool(fault)
         if args.record:
-            record(name, {"cases": total, "outcomes": outcomes, "fault": fault, "aborts": aborts, "seed": args.seed})
+            found = {"cases": total, "outcomes": outcomes, "fault": fault, "aborts": aborts, "seed": args.seed}
+            put(RECORD, name, found)
     return 1 if failed else 0
 
 
@@ -273,15 +275,6 @@ def _in_a_process(
         return {}, f"{name}, case {number}: the process died or hung (status {status})", number
     outcomes, fault = json.loads(text)
     return outcomes, fault, None
-
-
-def record(name: str, result: dict[str, Any]) -> None:
-    """Put one reader's result into the record."""
-    RECORD.parent.mkdir(exist_ok=True)
-    kept = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    git, _ = git_state(Path(__file__).resolve())
-    kept[name] = {**result, "git_sha": git["git_sha"]}
-    RECORD.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ PARTS = {
 CLAIMS = (iceaggr.claims, attn_clustering.claims, gauge_attn.claims, rh_memory_claims.claims, lab.claims)
 DOCUMENTS = ("README.md", *(f"{part}/{name}" for part in PARTS for name in ("README.md", "RESULTS.md")))
 TABLES = {name: table for part in PARTS.values() for name, table in part.TABLES.items()}
-DRAWINGS = [*iceaggr_figures.DRAWINGS, *gauge_attn.DRAWINGS, *rh_memory.DRAWINGS]
+DRAWINGS = [*iceaggr_figures.DRAWINGS, *gauge_attn.DRAWINGS, *rh_memory.DRAWINGS, *attn_clustering.DRAWINGS]
 
 
 @cache

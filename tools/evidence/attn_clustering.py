@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evidence import speeds
+from evidence.drawing import Drawing
 from evidence.record import ROOT, Claim, bare, markdown, observed, read, verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RESULTS = "packages/attn_clustering/results"
 GPU_SPEEDS, CPU_SPEEDS = (f"{RESULTS}/bench/attn-clustering-{device}.json" for device in ("cuda", "cpu"))
@@ -20,6 +25,8 @@ STATED = {
     ),
 }  # fmt: skip
 """Level -> (its entry in the record, digits, what was stated for the first run)."""
+CONTROLLED = ("controlled-v1", "controlled-small")
+"""The pre-registered experiments, the larger first."""
 _SANITY_STEPS = 5000
 
 
@@ -49,6 +56,34 @@ def _matrix(name: str) -> Any:
     return read_matrix(ROOT / RESULTS / name)
 
 
+@cache
+def _conclusion(name: str) -> Any:
+    """What the pre-registered rules conclude from an experiment."""
+    from attn_clustering.conclusion import conclude
+
+    return conclude(_matrix(name))
+
+
+def conditions(name: str) -> str:
+    """The endpoint and the loss of every condition of an experiment: means over seeds with their range."""
+    from attn_clustering.figures import PHASE
+    from attn_clustering.report_data import condition_rows
+
+    body = [
+        [row["ordering"], PHASE[row["phase"]], str(row["seeds"]), *(_spread(row[key]) for key in ("probe", "endpoint")),
+         _spread(row["loss"]), _spread(row["above"], "+")]
+        for row in condition_rows(_matrix(name))
+    ]  # fmt: skip
+    header = ["ordering", "models", "seeds", "topic probe", "endpoint", "validation loss, nats", "above the floor"]
+    return markdown(header, body, "llrrrrr")
+
+
+def _spread(values: Sequence[float], sign: str = "") -> str:
+    """Mean, least and largest."""
+    mean = sum(values) / len(values)
+    return f"{mean:{sign}.3f} [{min(values):{sign}.3f}, {max(values):{sign}.3f}]"
+
+
 def comparisons(name: str) -> str:
     """The primary contrast and the secondary family of an experiment."""
     from attn_clustering.analysis import compare
@@ -74,19 +109,19 @@ def _compared(name: str) -> list[Any]:
     """The primary comparison and the secondary ones."""
     from attn_clustering.analysis import compare
 
-    files = _matrix(name)
-    first = compare.primary(files.results, files.recal)
+    files, first = _matrix(name), _conclusion(name).primary
     others = [one for one in compare.table(files.results, files.recal) if one.role == "secondary"]
     return [*([] if first is None else [first]), *others]
 
 
 def primary_text() -> str:
-    """The pre-registered contrast in a few words, if its record is there."""
-    if "controlled-v1" not in _matrices():
+    """The pre-registered contrast in a few words, of the largest experiment that has a record."""
+    name = next((name for name in CONTROLLED if name in _matrices()), None)
+    if name is None:
         return "not run yet"
-    one = _compared("controlled-v1")[0]
+    one = _compared(name)[0]
     spread = "" if one.low is None else f" [{one.low:+.3f}, {one.high:+.3f}]"
-    return f"{one.difference:+.3f}{spread}, {len(one.seeds)} seeds"
+    return f"{one.difference:+.3f}{spread}, {len(one.seeds)} seeds of `{name}`: {_conclusion(name).named}"
 
 
 def claims() -> list[Claim]:
@@ -139,11 +174,11 @@ def _sanity_step_ms() -> float:
 def _of_matrix(name: str) -> list[Claim]:
     from attn_clustering.analysis import compare
 
-    found, data = [], _matrix(name).results[0]["run"]["data"]
+    found, data, conclusion = [], _matrix(name).results[0]["run"]["data"], _conclusion(name)
     for i, one in enumerate(_compared(name)):
-        word, why = (
-            compare.verdict(one) if one.role == "primary" else (f"p = {one.p_holm:.4f} (Holm)", "secondary family")
-        )
+        word, why = f"p = {one.p_holm:.4f} (Holm)" if one.p_holm is not None else "", "secondary family"
+        if one.role == "primary":
+            word, why = conclusion.named, conclusion.why
         found.append(
             Claim(
                 f"attn_clustering/{name}-{i:02d}",
@@ -159,14 +194,31 @@ def _of_matrix(name: str) -> list[Claim]:
                 test=f"exact paired sign-flip, p = {one.p:.4f}; BCa over seeds",
             )
         )
+    found.append(
+        Claim(
+            f"attn_clustering/{name}-caveats",
+            f"{name} ({data}): {' '.join(conclusion.sentences())}",
+            "nats above the Bayes floor, shuffled models with RoPE",
+            [] if conclusion.above_floor is None else [conclusion.above_floor],
+            "measured",
+            _analyses(name),
+            config=f"{RESULTS}/{name}/experiment.json",
+            seeds=() if conclusion.primary is None else conclusion.primary.seeds,
+            test="mean over seeds",
+        )
+    )
     return found
+
+
+def _analyses(name: str) -> list[str]:
+    """Every analysis of a matrix."""
+    return [str(path.relative_to(ROOT)) for path in sorted((ROOT / RESULTS / name).glob("*/analysis/analysis.json"))]
 
 
 def _raw(name: str, one: Any) -> list[str]:
     """The analyses a comparison is made from."""
     wanted = {"attention": (one.attention,), "phase": (one.phase,), "ordering": (one.treated, one.control)}
-    paths = (str(path.relative_to(ROOT)) for path in sorted((ROOT / RESULTS / name).glob("*/analysis/analysis.json")))
-    chosen = ((path, read(path)["run"]) for path in paths)
+    chosen = ((path, read(path)["run"]) for path in _analyses(name))
     return [path for path, run in chosen if run["seed"] in one.seeds and all(run[k] in v for k, v in wanted.items())]
 
 
@@ -179,4 +231,25 @@ TABLES = {
     "attn_clustering.levels": levels,
     "attn_clustering.speed": speed,
     **{f"attn_clustering.{name}": lambda name=name: comparisons(name) for name in _matrices()},  # type: ignore[misc]
+    **{
+        f"attn_clustering.{name}-conditions": lambda name=name: conditions(name)  # type: ignore[misc]
+        for name in _matrices()
+        if name in CONTROLLED
+    },
 }
+
+
+def endpoint_figure(name: str) -> Figure:
+    """The endpoint of every seed by ordering, before and after DroPE, between its two levels."""
+    from attn_clustering import figures, report_data
+    from attn_clustering.analysis import compare
+
+    rows = report_data.seed_rows(_matrix(name), compare.endpoint_of(_matrix(name).results))
+    return figures.seed_scatter(rows, "topic probe, fraction of the way", report_data.ENDPOINT_LEVELS)
+
+
+DRAWINGS = [
+    Drawing(f"{RESULTS}/{name}/figures/endpoint.png", _analyses(name), lambda name=name: endpoint_figure(name))  # type: ignore[misc]
+    for name in _matrices()
+    if name in CONTROLLED
+]

@@ -39,7 +39,7 @@ def speed() -> str:
     """Forward and backward by length, and how many times as long as exact features the dense reference takes."""
     found = [row for row in read(CPU_SPEEDS)["rows"] if row["section"] == "speed"]
     body = []
-    for n in dict.fromkeys(row["n"] for row in found):
+    for n in sorted({row["n"] for row in found}):
         here = {row["name"]: row for row in found if row["n"] == n}
         body.append([str(n), *(_speed_cell(name, here.get(name)) for name in WAYS)])
     return markdown(["N", *WAYS], body, "rrrrrr")
@@ -105,9 +105,10 @@ def claims() -> list[Claim]:
     at_50 = next(
         row["L0.H0.row_std"] for row in read(f"{QUICK}/metrics.jsonl") if (row["step"], row["split"]) == (50, "heads")
     )
-    dense = next(
-        row for row in read(CPU_SPEEDS)["rows"] if row["name"] == WAYS[3] and row["n"] == 512
-    )["times features"]  # fmt: skip
+    dense_row = next(row for row in read(CPU_SPEEDS)["rows"] if row["name"] == WAYS[3] and row["n"] == 512)
+    dense = dense_row["times features"]
+    turns = "lowest" in dense_row
+    spread = f" ({dense_row['lowest']:.0f} to {dense_row['highest']:.0f} in alternating rounds)" if turns else ""
     full = next(row for row in read(CPU_SPEEDS)["rows"] if row["name"] == WAYS[4] and row["n"] == 256)["times features"]
     shared: dict[str, Any] = {"config": f"{QUICK}/config.json", "seeds": [0]}
     made = [
@@ -146,14 +147,14 @@ def claims() -> list[Claim]:
         ),
         Claim(
             "gauge_attn/speed-dense",
-            f"At N = 512 on 2 cores exact features are {dense:.0f} times as fast as the dense reference's diagonal "
-            f"approximation, required {_AS_FAST_AS_DENSE} times; at N = 256 {full:.0f} times as fast as its full "
-            "covariance.",
+            f"At N = 512 on 2 cores exact features are {dense:.0f} times{spread} as fast as the dense reference's "
+            f"diagonal approximation, required {_AS_FAST_AS_DENSE} times; at N = 256 {full:.0f} times as fast as its "
+            "full covariance.",
             "dense milliseconds over those of exact features",
             [dense, full],
             "met" if dense >= _AS_FAST_AS_DENSE else "NOT met",
             [CPU_SPEEDS],
-            test="ratio of medians",
+            test="median of ratios in alternating rounds" if turns else "ratio of medians",
             required=f"at least {_AS_FAST_AS_DENSE} times at N = 512",
         ),
         Claim(

@@ -133,7 +133,7 @@ def oracle() -> str:
     record = read(ORACLE)
     body = [
         [name, f"{row['n']:,}", interval(row["mean_deg"], 2), interval(row["median_deg"], 2)]
-        for name in ("all", "track", "cascade", "n_pulses>=100")
+        for name in ("all", "track", "cascade", "n_pulses>=100", "truth start, all", "scan only, all")
         if (row := record.get(name))
     ]
     return markdown([f"oracle, degrees ({record['label']})", "events", "mean", "median"], body, "lrrr")

@@ -12,10 +12,11 @@ from pathlib import Path
 import faults
 import pytest
 import torch
-from fault_scenarios import SCENARIOS, Scenario
 from lab_shared import loop, run
 from lab_shared.memory import DeviceMemoryError
 from lab_shared.run import Run, RunError, read_metrics
+from scenarios import SCENARIOS
+from scenarios.base import Scenario, digests
 
 PROGRAM = Path(faults.__file__)
 TRAININGS = [name for name in SCENARIOS if name.startswith("train-")]
@@ -118,8 +119,6 @@ def test_faults_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         unit = (Sloppy, "make", lambda name: name)
         return Scenario(lambda inputs: None, work, lambda folder: faults_digests(folder), done, unit)
 
-    from fault_scenarios import digests
-
     def faults_digests(folder: Path) -> dict[str, str]:
         return digests(folder, "*.json")
 
@@ -131,8 +130,9 @@ def test_faults_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.slow
-def test_killed_trainings_come_to_the_same_bits() -> None:
-    command = [sys.executable, str(PROGRAM), "--kills", "2", "--disks", "1", "--only", *TRAININGS, "iceaggr-cache"]
+@pytest.mark.parametrize("name", [*TRAININGS, "iceaggr-cache"])
+def test_killed_trainings_come_to_the_same_bits(name: str) -> None:
+    command = [sys.executable, str(PROGRAM), "--kills", "2", "--disks", "1", "--only", name]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count(" 0 faults") == len(TRAININGS) + 1
+    assert " 0 faults" in done.stdout

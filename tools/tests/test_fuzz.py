@@ -6,8 +6,9 @@ import json
 
 import fuzz
 import pytest
-from fuzz_readers import READERS, Reader
 from lab_shared.errors import UserError
+from readers import READERS
+from readers.base import Reader
 
 CASES = {"geometry-csv": 30, "kaggle-parquet": 60}
 """Those that take 10 ms and more a case."""
