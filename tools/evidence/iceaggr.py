@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from evidence import speeds
+from evidence import iceaggr_oracle, speeds
 from evidence.record import ROOT, Claim, interval, markdown, observed, read, verdict
 
 RESULTS = "packages/iceaggr/results"
@@ -26,7 +26,6 @@ CPU_SPEEDS = {
     "2 cores of a 16-core host": f"{RESULTS}/bench/iceaggr-cpu.json",
     "2 shared cores of a virtual machine": f"{RESULTS}/bench/iceaggr-cpu-vm.json",
 }
-ORACLE = f"{RESULTS}/oracle/oracle-h200-seed7.json"
 _STAGES = {
     "simulate": "simulate (accepted events)",
     "group": "group pulses into DOMs",
@@ -126,22 +125,6 @@ def hierarchical() -> str:
 def _limited(what: str, measured: float, limit: float, form: str) -> list[str]:
     met = verdict(measured, limit, at_most=True)
     return [what, form.format(measured), f"<= {form.format(limit)}", met if met == "met" else f"**{met}**"]
-
-
-def oracle() -> str:
-    """The information limit: directions from the likelihood of the simulation itself."""
-    record = read(ORACLE)
-    body = [
-        [name, f"{row['n']:,}", interval(row["mean_deg"], 2), interval(row["median_deg"], 2)]
-        for name in ("all", "track", "cascade", "n_pulses>=100", "truth start, all", "scan only, all")
-        if (row := record.get(name))
-    ]
-    return markdown([f"oracle, degrees ({record['label']})", "events", "mean", "median"], body, "lrrr")
-
-
-def limit_text() -> str:
-    """The oracle's mean error, if its record is there."""
-    return f"{read(ORACLE)['all']['mean_deg']['value']:.1f} (maximum likelihood)" if (ROOT / ORACLE).is_file() else ""
 
 
 def ablation(study: str) -> str:
@@ -255,25 +238,8 @@ def claims() -> list[Claim]:
         found += speeds.claims("iceaggr", path, f"on {where}", LABEL)
     for study in _studies():
         found += _comparisons(study)
-    if (ROOT / ORACLE).is_file():
-        found.append(_limit())
+    found += iceaggr_oracle.claims()
     return found
-
-
-def _limit() -> Claim:
-    record = read(ORACLE)
-    mean = record["all"]["mean_deg"]
-    return Claim(
-        "iceaggr/oracle",
-        f"The likelihood of the simulation itself reaches {mean['value']:.1f} degrees on {record['all']['n']:,} events "
-        f"({record['label']}).",
-        "mean opening angle, degrees",
-        [mean["value"]],
-        "measured",
-        [ORACLE],
-        interval=(mean["low"], mean["high"]),
-        test="bootstrap over events, 95 %",
-    )
 
 
 def _comparisons(study: str) -> list[Claim]:
@@ -311,6 +277,6 @@ TABLES = {
     "iceaggr.cpu-speed": cpu_speed,
     "iceaggr.hierarchical": hierarchical,
     "iceaggr.realism": realism,
-    **({"iceaggr.oracle": oracle} if (ROOT / ORACLE).is_file() else {}),
+    **iceaggr_oracle.TABLES,
     **{f"iceaggr.{study}": lambda study=study: ablation(study) for study in _studies()},  # type: ignore[misc]
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from evidence import attn_clustering, gauge_attn, iceaggr, rh_memory
+from evidence import attn_clustering, gauge_attn, iceaggr, iceaggr_oracle, rh_memory
 from evidence.record import ROOT, Claim, bare, markdown, read, verdict
 
 OPTIM, ATTENTION = (f"shared/results/bench/{name}-cuda.json" for name in ("optim", "attention"))
@@ -72,7 +72,7 @@ def headline() -> str:
             "mean opening angle, degrees (simulated data, one seed)",
             f"{error['linefit']['value']:.1f} (best line fit)",
             f"**{error['model']['value']:.1f}**",
-            iceaggr.limit_text(),
+            iceaggr_oracle.limit_text(),
         ],
         [
             "`rh_memory`",

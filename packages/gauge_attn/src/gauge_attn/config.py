@@ -66,7 +66,7 @@ class ModelConfig:
     """practical: a learnable ALiBi slope per head; scalar heads see positions by nothing else."""
     precision: Literal["fp32", "bf16x3"] = "fp32"
     """practical: number format of attention. bf16x3: features split into bf16 head and tail, and weights rounded to
-    bf16 as in any model trained in it; for GPUs, whose kernels for it are several times as fast."""
+    bf16 as in any model trained in it; for GPUs, which have tensor cores for it and none for float32."""
 
     d_model: int = 64
     """gpt: width."""

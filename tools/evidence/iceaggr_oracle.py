@@ -1,0 +1,73 @@
+"""The information limit of iceaggr's simulated events: the oracle's record."""
+
+from __future__ import annotations
+
+from evidence.record import ROOT, Claim, interval, markdown, read
+
+ORACLE = "packages/iceaggr/results/oracle/oracle-cpu-seed7.json"
+
+
+def table() -> str:
+    """The information limit: directions from the likelihood of the simulation itself."""
+    record = read(ORACLE)
+    body = [
+        [name, f"{row['n']:,}", interval(row["mean_deg"], 2), interval(row["median_deg"], 2)]
+        for name in ("all", "track", "cascade", "n_pulses>=100", "truth start, all", "scan only, all")
+        if (row := record.get(name))
+    ]
+    return markdown([f"oracle, degrees ({record['label']})", "events", "mean", "median"], body, "lrrr")
+
+
+def limit_text() -> str:
+    """The oracle's mean error, if its record is there."""
+    return f"{read(ORACLE)['all']['mean_deg']['value']:.1f} (maximum likelihood)" if (ROOT / ORACLE).is_file() else ""
+
+
+def claims() -> list[Claim]:
+    if not (ROOT / ORACLE).is_file():
+        return []
+    record = read(ORACLE)
+    mean, covered = record["all"]["mean_deg"], record["self_test"]["cascade, all"]
+    direction = record["self_test"]["direction"]
+    inside, inside_direction = (
+        [row[f"within {nominal}"] for nominal in ("50%", "90%", "99%")] for row in (covered, direction)
+    )
+    return [
+        Claim(
+            "iceaggr/oracle",
+            f"The likelihood of the simulation itself reaches {mean['value']:.1f} degrees on {record['all']['n']:,} "
+            f"events ({record['label']}).",
+            "mean opening angle, degrees",
+            [mean["value"]],
+            "measured",
+            [ORACLE],
+            interval=(mean["low"], mean["high"]),
+            test="bootstrap over events, 95 %",
+        ),
+        Claim(
+            "iceaggr/oracle-coverage",
+            f"Regions of 50, 90 and 99 % of all seven parameters hold the truth of {covered['n']:,} cascades in "
+            f"{_shares(inside)} %, those of the direction of {direction['n']:,} events in "
+            f"{_shares(inside_direction)} % ({record['label']}).",
+            "coverage of likelihood-ratio regions",
+            [*inside, *inside_direction],
+            "measured",
+            [ORACLE],
+        ),
+        Claim(
+            "iceaggr/oracle-scan",
+            f"The climb from the scan ends higher than the one from the truth in {record['scan_won']:.1%} of the "
+            f"events, lower in {record['scan_short']:.1%} ({record['label']}).",
+            "share of events",
+            [record["scan_won"], record["scan_short"]],
+            "measured",
+            [ORACLE],
+        ),
+    ]
+
+
+def _shares(values: list[float]) -> str:
+    return " / ".join(f"{100 * value:.1f}" for value in values)
+
+
+TABLES = {"iceaggr.oracle": table} if (ROOT / ORACLE).is_file() else {}
