@@ -113,6 +113,7 @@ def write() -> list[str]:
         changed.append(path)
     for drawing in DRAWINGS:
         if drawing.stale():
+            make_folder((ROOT / drawing.path).parent)
             atomic_write(ROOT / drawing.path, drawing.png())
             changed.append(ROOT / drawing.path)
     return [str(path.relative_to(ROOT)) for path in changed]

@@ -120,8 +120,16 @@ ENTRIES = (
         source="read off a console by hand",
     ),
     Entry(
-        "ice-oracle", "iceaggr.oracle", f"{ICE}/oracle/oracle-cpu-seed7.json",
-        ("iceaggr oracle --events 5000 --seed 7 --device cpu --out {record}",), None, "not measured",
+        "ice-oracle", "iceaggr.oracle", f"{ICE}/oracle/oracle-cuda-seed7.json",
+        ("iceaggr oracle --events 5000 --seed 7 --device cuda --out {record}",), gpus=1,
+    ),
+    Entry(
+        "ice-oracle-cpu", "iceaggr.oracle", f"{ICE}/oracle/oracle-cpu-seed7.json",
+        ("iceaggr oracle --events 400 --seed 7 --device cpu --out {record}",),
+    ),
+    Entry(
+        "ice-oracle-first", "iceaggr.oracle-first", f"{ICE}/oracle/first-likelihood-h200-seed7.json", (),
+        source="made with a likelihood that the code no longer has",
     ),
     Entry(
         "ice-realism", "iceaggr.realism", f"{ICE}/realism",
@@ -213,7 +221,7 @@ ENTRIES = (
     Entry("gauge-theory", "gauge_attn.theory", f"{GA}/theory.json", ("gauge-attn theory --json > {record}",)),
     *(Entry(f"gauge-grid-{name}", f"gauge_attn.grid-{name}-verdicts", f"{GA}/grid-{name}",
             (f"gauge-attn grid {grid} --data tinyshakespeare --out {{out}}/{{leaf}}",), keep=("results.json",))
-      for name, grid in (("tinyshakespeare", "all"), ("matrix", "matrix --steps 100 --seeds 3"))),
+      for name, grid in (("tinyshakespeare", "all"), ("matrix", "matrix --steps 100 --seeds 1"))),
     # the lab
     bench("lab-attention", "shared.speed", "shared/results/bench/attention-cuda.json",
           "python tools/bench_attention.py --device cuda"),

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from evidence.record import ROOT, Claim, interval, markdown, read
 
-ORACLE = "packages/iceaggr/results/oracle/oracle-cpu-seed7.json"
+FOLDER = "packages/iceaggr/results/oracle"
+FIRST = f"{FOLDER}/first-likelihood-h200-seed7.json"
+"""Of a likelihood that the code no longer has."""
+_LARGEST_FIRST = (f"{FOLDER}/oracle-cuda-seed7.json", f"{FOLDER}/oracle-cpu-seed7.json")
+ORACLE = next(path for path in _LARGEST_FIRST if (ROOT / path).is_file())
 
 
-def table() -> str:
+def table(path: str) -> str:
     """The information limit: directions from the likelihood of the simulation itself."""
-    record = read(ORACLE)
+    record = read(path)
     body = [
         [name, f"{row['n']:,}", interval(row["mean_deg"], 2), interval(row["median_deg"], 2)]
         for name in ("all", "track", "cascade", "n_pulses>=100", "truth start, all", "scan only, all")
@@ -19,13 +23,12 @@ def table() -> str:
 
 
 def limit_text() -> str:
-    """The oracle's mean error, if its record is there."""
-    return f"{read(ORACLE)['all']['mean_deg']['value']:.1f} (maximum likelihood)" if (ROOT / ORACLE).is_file() else ""
+    """The oracle's mean error."""
+    found = read(ORACLE)["all"]
+    return f"{interval(found['mean_deg'], 1)} (maximum likelihood, {found['n']:,} events)"
 
 
 def claims() -> list[Claim]:
-    if not (ROOT / ORACLE).is_file():
-        return []
     record = read(ORACLE)
     mean, covered = record["all"]["mean_deg"], record["self_test"]["cascade, all"]
     direction = record["self_test"]["direction"]
@@ -70,4 +73,4 @@ def _shares(values: list[float]) -> str:
     return " / ".join(f"{100 * value:.1f}" for value in values)
 
 
-TABLES = {"iceaggr.oracle": table} if (ROOT / ORACLE).is_file() else {}
+TABLES = {"iceaggr.oracle": lambda: table(ORACLE), "iceaggr.oracle-first": lambda: table(FIRST)}

@@ -113,6 +113,7 @@ def seed_scatter(rows: Rows, label: str, levels: Mapping[str, float] | None = No
     with style():
         names = [(row["attention"], row["phase"]) for row in rows]
         fig, axes = _panels(list(dict.fromkeys(names)), height=3.3, width=2.6)
+        first = next(iter(axes.values()))
         for (attention, phase), ax in axes.items():
             part = _where(rows, attention=attention, phase=phase)
             for seed in _values(part, "seed"):
@@ -124,8 +125,8 @@ def seed_scatter(rows: Rows, label: str, levels: Mapping[str, float] | None = No
                 ax.scatter([i] * len(values), values, color=COLOUR[name], s=22, zorder=2)
             ax.set_xticks(range(len(orderings)), [name.replace("_", "\n") for name in orderings])
             ax.set(title=f"{attention}, {PHASE[phase]}", xlim=(-0.4, len(orderings) - 0.6))
-            _levels(ax, levels or {})
-        next(iter(axes.values())).set_ylabel(label)
+            _levels(ax, levels or {}, named=ax is first)
+        first.set_ylabel(label)
     return fig
 
 
@@ -234,12 +235,13 @@ def _line(
         ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _levels(ax: Any, levels: Mapping[str, float]) -> None:
+def _levels(ax: Any, levels: Mapping[str, float], *, named: bool = True) -> None:
     for name, value in levels.items():
         ax.axhline(value, color=GREY, linewidth=0.9, linestyle=DASH["extra"])
-        ax.annotate(
-            name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7, color=GREY
-        )
+        if named:
+            ax.annotate(
+                name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7, color=GREY
+            )
 
 
 def _legend(axes: Mapping[Any, Any], ylabel: str) -> None:
