@@ -10,8 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from iceaggr.config import ModelConfig
 from iceaggr.data.features import Tables
 from iceaggr.data.pulses import Pulses
+from iceaggr.models.build import build_model
+from torch import nn
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +24,21 @@ def real_mini() -> Path:
     if root is None:
         pytest.skip("needs LAB_REFERENCE_DATA, the folder with iceaggr/kaggle_real_mini")
     return Path(root) / "iceaggr" / "kaggle_real_mini"
+
+
+@pytest.fixture(scope="session")
+def awake() -> Callable[..., nn.Module]:
+    """awake(config, seed=0): a model whose zero-initialised parameters are random too: a fresh v2 ignores its DOMs."""
+
+    def build(config: ModelConfig, seed: int = 0) -> nn.Module:
+        torch.manual_seed(seed)
+        model = build_model(config).eval()
+        for p in model.parameters():
+            if p.detach().abs().max() == 0:
+                nn.init.normal_(p, std=0.3)
+        return model
+
+    return build
 
 
 @pytest.fixture(scope="session")
