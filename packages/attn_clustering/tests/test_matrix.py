@@ -60,9 +60,9 @@ def test_the_controlled_experiment_has_its_controls():
     trained = [name for name in names if name.count("-") == 2]
     assert len(trained) == 3 * 2
     for name in trained:
-        assert {f"{name}-drope-20pct-x1", f"{name}-extra-20pct-x1", f"{name}-nope"} <= set(names)
+        assert {f"{name}-drope-100pct-x1", f"{name}-extra-100pct-x1", f"{name}-nope"} <= set(names)
     sweep = [name for name in names if name.startswith("mha-random_blocks-s0-drope")]
-    assert len(sweep) == 16
+    assert len(sweep) == 17
     assert not [name for name in names if name.startswith("mha-random_blocks-s1-drope-1pct")]
 
 
@@ -72,7 +72,7 @@ def test_the_endpoint_part_is_what_the_primary_contrast_rests_on():
         f"mha-{ordering}-s{seed}{phase}"
         for seed in range(2)
         for ordering in ("shuffled", "topic_ordered", "random_blocks")
-        for phase in ("", "-drope-20pct-x1", "-extra-20pct-x1")
+        for phase in ("", "-drope-100pct-x1", "-extra-100pct-x1")
     ]
     assert set(names) < {job.name for job in matrix.jobs(EXPERIMENTS["controlled-v1"][1], seeds=2)}
 

@@ -141,6 +141,14 @@ def test_whole_report(run):
     assert len(rows) == 31
 
 
+def test_events_are_pictures_where_plotly_is_missing(run, monkeypatch):
+    monkeypatch.setattr("iceaggr.report.find_spec", lambda name: None)
+    page = write_report(run).read_text()
+    assert 'class="picture"' in page
+    assert "Plotly" not in page
+    assert "Drag to turn" not in page
+
+
 def test_bare_run_says_what_is_missing(run):
     for name in ("manifest.json", "metrics.jsonl", "evaluation.json", "predictions.npz", "display.npz"):
         (run / name).unlink()

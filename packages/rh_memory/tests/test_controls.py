@@ -86,14 +86,16 @@ def test_a_small_model_reaches_what_random_matrices_allow():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(
-    ("source", "zeros", "low", "high"), [("shuffled", 2_001_052, 0.498, 0.506), ("gue", 400_000, 0.42, 0.45)]
-)
-def test_controls_stay_at_what_is_known_of_them(source, zeros, low, high, tmp_path, monkeypatch):
-    """The small preset at its full length: the marginal of shuffled spacings, no primes in random matrices."""
+@pytest.mark.parametrize(("source", "low", "high"), [("shuffled", 0.49, 0.506), ("gue", 0.41, 0.44)])
+def test_controls_stay_at_what_is_known_of_them(source, low, high, tmp_path, monkeypatch):
+    """The small preset at its full length: the marginal of shuffled spacings, no primes in random matrices.
+
+    The mean over all 24,960 windows has a standard error of .004. Fewer spacings than the preset's are learned by
+    heart: of 400,000 every one is a target 27 times, and held-out ones then score worse than their distribution.
+    """
     config = PRESETS["explicit-small"][1]
-    data = replace(config.data, source=source, folder=str(tmp_path / "zeros"), zeros=zeros)
-    config = replace(config, data=data, eval_every=config.steps, eval_windows=8192, wandb="disabled")
+    data = replace(config.data, source=source, folder=str(tmp_path / "zeros"))
+    config = replace(config, data=data, eval_every=config.steps, eval_windows=24_960, wandb="disabled")
     monkeypatch.setattr(train_module, "_finish", lambda run, *_: run.finish({}) or "done")
     train_module.train(config, tmp_path / "run")
     assert low < read_metrics(tmp_path / "run", "val")[-1]["nll_last"] < high

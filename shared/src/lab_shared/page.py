@@ -116,10 +116,12 @@ class Page:
         )
         self._has_plotly = True
         if still is not None:
-            data = base64.b64encode(still).decode()
-            image = f'<img class="still" alt="{html.escape(caption)}" src="data:image/png;base64,{data}">'
-            live = f'<div class="live">{live}</div>{image}'
+            live = f'<div class="live">{live}</div>{_image(still, caption, "still")}'
         self._figure(live, caption, width)
+
+    def picture(self, png: bytes, caption: str, *, width: Width = "full") -> None:
+        """A PNG, embedded."""
+        self._figure(_image(png, caption, "picture"), caption, width)
 
     def html(self, fragment: str) -> None:
         """A trusted HTML fragment, as it is."""
@@ -158,6 +160,11 @@ class Page:
 
     def _figure(self, body: str, caption: str, width: Width) -> None:
         self._blocks.append(f'<figure class="{width}">{body}<figcaption>{_inline(caption)}</figcaption></figure>')
+
+
+def _image(png: bytes, alt: str, name: str) -> str:
+    data = base64.b64encode(png).decode()
+    return f'<img class="{name}" alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
 
 
 def _inline(text: str) -> str:

@@ -135,7 +135,7 @@ def _faithful() -> Experiment:
 
 
 def _controlled() -> Experiment:
-    recal = Recalibration(fraction=0.2, lr_factor=1.0, warmup=20)
+    recal = Recalibration(fraction=1.0, lr_factor=1.0, warmup=20)  # at 0.2 a pilot's model was still broken
     return Experiment(
         "controlled-v1",
         ModelConfig(vocab=256, d_model=256, layers=6, heads=4, kv_heads=4, mlp=688),

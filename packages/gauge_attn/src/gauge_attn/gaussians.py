@@ -134,7 +134,9 @@ def features(mu: Tensor, sigma: Tensor, frames: Tensor | None, centre: Centre) -
     identity = torch.eye(t.size(-1), dtype=t.dtype, device=t.device)
     excess = (t - s[..., None] * identity) / s[..., None]
     factor, _ = torch.linalg.cholesky_ex(excess + identity)
-    inverse = torch.cholesky_inverse(factor)
+    # Not cholesky_inverse, which waits for the device and so cannot stand in a CUDA graph.
+    root = torch.linalg.solve_triangular(factor, identity, upper=False)
+    inverse = matmul(root.mT, root)
     shrink = matmul(inverse, excess)
     shrink = (shrink + shrink.mT) / 2
     precision_mean = matmul(inverse, m.unsqueeze(-1)).squeeze(-1) / s

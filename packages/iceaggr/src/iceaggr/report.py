@@ -8,6 +8,7 @@ RUN/resolution.csv.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -217,12 +218,18 @@ class _Report:
             self._absent("event displays", "display.npz", "run `iceaggr evaluate`")
             return
         array_xyz = self.run.display.get("array_xyz")
-        self.page.text(f"Held-out events, {self.run.label}. {display.CAPTION} Drag to turn, scroll to zoom, hover.")
+        live = find_spec("plotly") is not None
+        hint = " Drag to turn, scroll to zoom, hover." if live else ""
+        self.page.text(f"Held-out events, {self.run.label}. {display.CAPTION}{hint}")
         for event in display_events(self.run.display)[:_MAX_DISPLAYS]:
             still = to_png(display.event_still(event, array_xyz))
             atomic_write(self.figures / f"event_{event.event_id}.png", still)
-            figure = display.event_figure(event, array_xyz, title=False)
-            self.page.plotly(figure, f"{event.title.capitalize()}.", width="half", still=still)
+            caption = f"{event.title.capitalize()}."
+            if live:
+                figure = display.event_figure(event, array_xyz, title=False)
+                self.page.plotly(figure, caption, width="half", still=still)
+            else:
+                self.page.picture(still, caption, width="half")
 
     def tables(self) -> None:
         groups = (self.run.evaluation or {}).get("by")
