@@ -64,6 +64,16 @@ def theory() -> str:
     return markdown(header, body, "r" * len(header))
 
 
+def gpu_speed() -> str:
+    """Every measurement of the attention on a GPU: milliseconds, memory, and times as long as exact features."""
+    body = []
+    for row in read(GPU_SPEEDS)["rows"]:
+        if "ms" in row:
+            times = f"{row['times features']:.3g}" if "times features" in row else ""
+            body.append([row["name"], f"{row['n']:,}", speeds.plain(row["ms"]), speeds.plain(row["peak MB"]), times])
+    return markdown(["forward and backward", "N", "ms", "MB", "times exact features"], body, "lrrrr")
+
+
 def gpu_requirements() -> str:
     return speeds.requirements("gauge_attn", GPU_SPEEDS, "on one H200")[0]
 
@@ -252,7 +262,11 @@ TABLES = {
     "gauge_attn.main-job": main_job,
     "gauge_attn.speed": speed,
     "gauge_attn.theory": theory,
-    **({"gauge_attn.gpu-requirements": gpu_requirements} if (ROOT / GPU_SPEEDS).is_file() else {}),
+    **(
+        {"gauge_attn.gpu-requirements": gpu_requirements, "gauge_attn.gpu-speed": gpu_speed}
+        if (ROOT / GPU_SPEEDS).is_file()
+        else {}
+    ),
     **({"gauge_attn.gpu-models": gpu_models} if (ROOT / GPU_MODELS).is_file() else {}),
     **{f"gauge_attn.{grid}-verdicts": lambda grid=grid: verdict_table(grid) for grid in _grids()},  # type: ignore[misc]
     **{f"gauge_attn.{grid}-cells": lambda grid=grid: cell_table(grid) for grid in _grids()},  # type: ignore[misc]

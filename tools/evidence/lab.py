@@ -182,7 +182,7 @@ def claims() -> list[Claim]:
     return [
         *(
             Claim(
-                f"shared/scaling-{'-'.join(row['name'].split())}",
+                f"shared/scaling-{'-'.join(row['name'].replace(',', '').split())}",
                 f"{row['name']}: {_rate(row)}, {row['speedup']:.2f} times one alone; required {row['required']} times.",
                 "speed over that of one process",
                 [row["speedup"]],
