@@ -1,12 +1,32 @@
-"""Random beliefs for the tests of the mathematics."""
+"""Random beliefs for the tests of the mathematics, and models of a few hundred parameters for those of the models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from gauge_attn.config import ModelConfig, OptimConfig
+from gauge_attn.models import build_model
 from gauge_attn.so3 import frames
-from torch import Tensor
+from torch import Tensor, nn
+
+VOCAB, WINDOW = 12, 10
+SPEC = "2x0e+1x1e+1x2e"
+TINY = {
+    "faithful": ModelConfig(arch="faithful", spec=SPEC, layers=2, kappa=0.5),
+    "practical": ModelConfig(
+        arch="practical", spec=SPEC, layers=2, scalars=8, copies=2, hidden=12, value_scalars=2, kappa_mode="learnable"
+    ),
+    "gpt": ModelConfig(arch="gpt", layers=2, d_model=16, heads=2),
+}
+VARIANTS = {
+    **TINY,
+    "faithful-vfe": replace(TINY["faithful"], vfe_step=True),
+    "practical-seeing-itself": replace(TINY["practical"], self_mask=False),
+    "practical-scalars": replace(TINY["practical"], spec="3x0e"),
+    "practical-no-scalar-heads": replace(TINY["practical"], spec="1x1e+1x2e"),
+}
 
 
 class Beliefs(NamedTuple):
@@ -45,3 +65,31 @@ def beliefs() -> Callable[..., Beliefs]:
         return Beliefs(mu.to(dtype), sigma.to(dtype), frames(phi, l).to(dtype), phi.to(dtype))
 
     return make
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., nn.Module]]:
+    """make(name, alignment="none", **changes of its ModelConfig): one of VARIANTS over VOCAB symbols and WINDOW places.
+
+    On one thread: these models are smaller than the cost of sharing them.
+    """
+
+    def build(name: str, alignment: Any = "none", **changes: Any) -> nn.Module:
+        torch.manual_seed(0)
+        optim = OptimConfig(alignment=1.0, alignment_reduction=alignment)
+        return build_model(replace(VARIANTS[name], **changes), VOCAB, WINDOW, optim)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield build
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tokens() -> Callable[..., Tensor]:
+    """tokens(batch, n, seed): the same symbols for the same arguments."""
+
+    def sample(batch: int = 3, n: int = WINDOW, seed: int = 1) -> Tensor:
+        return torch.randint(VOCAB, (batch, n), generator=torch.Generator().manual_seed(seed))
+
+    return sample
