@@ -11,7 +11,16 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from evidence import attn_clustering, gauge_attn, iceaggr, iceaggr_figures, lab, rh_memory, rh_memory_claims
+from evidence import (
+    attn_clustering,
+    gauge_attn,
+    iceaggr,
+    iceaggr_ablations,
+    iceaggr_figures,
+    lab,
+    rh_memory,
+    rh_memory_claims,
+)
 from evidence.allowed import ALLOWED, EVERYWHERE
 from evidence.documents import DocumentError, fill, unrecorded
 from evidence.record import ROOT, Claim
@@ -27,7 +36,13 @@ PARTS = {
 CLAIMS = (iceaggr.claims, attn_clustering.claims, gauge_attn.claims, rh_memory_claims.claims, lab.claims)
 DOCUMENTS = ("README.md", *(f"{part}/{name}" for part in PARTS for name in ("README.md", "RESULTS.md")))
 TABLES = {name: table for part in PARTS.values() for name, table in part.TABLES.items()}
-DRAWINGS = [*iceaggr_figures.DRAWINGS, *gauge_attn.DRAWINGS, *rh_memory.DRAWINGS, *attn_clustering.DRAWINGS]
+DRAWINGS = [
+    *iceaggr_figures.DRAWINGS,
+    *iceaggr_ablations.DRAWINGS,
+    *gauge_attn.DRAWINGS,
+    *rh_memory.DRAWINGS,
+    *attn_clustering.DRAWINGS,
+]
 
 
 @cache

@@ -52,7 +52,11 @@ def perform(out: Path, steps: Sequence[str], record: str, keep: Sequence[str]) -
         seconds.append(round(time.monotonic() - started, 1))
     for name in keep:
         make_folder(target)
-        shutil.copy2(out / target.name / name, target / name)
+        source = out / target.name / name
+        if source.is_dir():
+            shutil.copytree(source, target / name, dirs_exist_ok=True)
+        else:
+            shutil.copy2(source, target / name)
     return {"record": str(target), "seconds": seconds}
 
 

@@ -19,8 +19,8 @@ class Entry:
 
     name: also its job's. feeds: the table, figure or claim that shows it. record: path from the root; with {seed}, one
     for each of `seeds`. steps: commands, in order; none where today's code cannot make it again. seconds: None where
-    not measured. source: what `seconds` rests on. gpus: 0.5 lets two share one. keep: files of {out}/{leaf} that the
-    record consists of, where no command collects them.
+    not measured. source: what `seconds` rests on. gpus: 0.5 lets two share one. keep: files and folders of
+    {out}/{leaf} that the record consists of, where no command collects them.
     """
 
     name: str
@@ -85,11 +85,14 @@ def matrix(experiment: str, seconds: float | None, source: str, options: str = "
     )
 
 
-def study(name: str, options: str) -> Entry:
-    """An ablation study of iceaggr on simulated events."""
-    step = f"iceaggr ablate {name} --stream --workers 4 --gpus-per-job 0.25 {options} --out {{out}}/{{leaf}}"
-    record = f"{ICE}/ablate-{name}"
-    return Entry(f"ice-{name}", f"iceaggr.ablate-{name}", record, (step,), gpus=1, keep=("results.json",))
+def study(name: str, options: str, seconds: float | None = None, gpus: int = 1) -> Entry:
+    """An ablation study of iceaggr on simulated events, four trainings on each GPU at a time."""
+    step = f"iceaggr ablate {name} --stream --epochs 1 --workers {4 * gpus} --gpus-per-job 0.25 {options}"
+    source = "not measured" if seconds is None else "the jobs' own seconds, eight at a time, on GPUs with other work"
+    return Entry(
+        f"ice-{name}", f"iceaggr.ablate-{name}", f"{ICE}/ablate-{name}", (f"{step} --out {{out}}/{{leaf}}",),
+        seconds, source, gpus, keep=("results.json", "curves.json", "errors"),
+    )  # fmt: skip
 
 
 def bench(name: str, feeds: str, record: str, command: str, seconds: float | None = None, gpus: float = 1.0) -> Entry:
@@ -137,10 +140,10 @@ ENTRIES = (
          "iceaggr inspect {out}/events --json --plot {out}/{leaf}/qq.png > {out}/{leaf}/inspect.json"),
         keep=("qq.png", "inspect.json"),
     ),
-    study("seed-table", "--events 2000000 --epochs 1"),
-    study("choices", "--events 2000000 --epochs 1"),
-    study("v3", "--events 2000000 --epochs 1"),
-    study("scale", "--epochs 1"),
+    study("seed-table", "--events 2000000", 300, gpus=2),
+    study("choices", "--events 2000000"),
+    study("v3", "--events 1000000", 250, gpus=2),
+    study("scale", "--events 1000000"),
     # rh_memory
     bench("rh-bench", "rh_memory.speed", f"{RH}/bench/rh-memory-cuda.json", "rh-memory bench --device cuda"),
     bench("rh-bench-cpu", "rh_memory.speed", f"{RH}/bench/rh-memory-cpu.json", "rh-memory bench --device cpu", gpus=0),
@@ -199,12 +202,13 @@ ENTRIES = (
           "attn-clustering bench --device cpu", gpus=0),
     *(Entry(f"attn-levels-{x}", "attn_clustering.levels", f"{AC}/levels/{x}.json",
             (f"attn-clustering levels {x} --json > {{record}}",)) for x in ("faithful-v1", "sanity")),
-    Entry("attn-times", "wall time of `attn-clustering matrix smoke`", f"{AC}/observed.json", (),
+    Entry("attn-times", "wall times of `attn-clustering matrix smoke` and `matrix sanity`", f"{AC}/observed.json", (),
           source="read off a console by hand"),
-    matrix("sanity", 60, "the requirement; 29 s of training by the bench's record"),
+    matrix("sanity", 78, "read off a console, on a GPU that four other processes shared"),
     matrix("faithful-v1", 910, "4 runs of 205 s by the bench's record, and their analyses"),
     matrix("controlled-small", None, "not measured", "--parts endpoint --seeds 8", gpus=0),
-    matrix("controlled-v1", 320, "pilots: 72 jobs", "--parts endpoint --seeds 8 --gpus-per-job 0.5"),
+    matrix("controlled-v1", 940, "its 72 jobs, four at a time on GPUs that others shared",
+           "--parts endpoint --seeds 8 --gpus-per-job 0.25"),
     # gauge_attn
     bench("gauge-bench", "gauge_attn.gpu-requirements", f"{GA}/bench/gauge-attn-cuda.json",
           "gauge-attn bench --device cuda"),

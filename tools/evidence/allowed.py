@@ -22,6 +22,7 @@ ALLOWED: dict[str, dict[str, str]] = {
     },
     "packages/iceaggr/RESULTS.md": {
         "vary by 30% and more": "said to warn, not to claim",
+        "where that is below .05": "level of significance",
         "< 0.5 s | under 0.5 s, asserted by": "asserted by a test",
         "at 95% and beyond are 10 to 20% above": "rows of the table of realism",
     },

@@ -1,20 +1,28 @@
-"""Ordering of training data and attention heads: matrices of conditions, reference levels, speeds."""
+"""Ordering of training data and attention heads: reference levels, the easy data of the first run, speeds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from evidence import speeds
+from evidence.attn_matrices import (
+    RESULTS,
+    analyses,
+    blocks,
+    comparisons,
+    conditions,
+    controlled,
+    endpoint_figure,
+    exploratory,
+    matrices,
+    matrix,
+    of_matrix,
+    probes_figure,
+    repeated,
+)
 from evidence.drawing import Drawing
-from evidence.record import ROOT, Claim, bare, markdown, observed, read, verdict
+from evidence.record import Claim, bare, markdown, observed, read, verdict
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-RESULTS = "packages/attn_clustering/results"
 GPU_SPEEDS, CPU_SPEEDS = (f"{RESULTS}/bench/attn-clustering-{device}.json" for device in ("cuda", "cpu"))
 STATED = {
     "unigram topic filter, all positions": ("unigram_filter_with_first", 3, {"faithful-v1": 8.036, "sanity": 5.274}),
@@ -25,9 +33,9 @@ STATED = {
     ),
 }  # fmt: skip
 """Level -> (its entry in the record, digits, what was stated for the first run)."""
-CONTROLLED = ("controlled-v1", "controlled-small")
-"""The pre-registered experiments, the larger first."""
 _SANITY_STEPS = 5000
+_SANITY_LOG = {"parameters": "about 3.8 million", "ln V": "6.24", "gap": "about 1.7"}
+"""What the log of the first run says about its easy data; it has no results of it."""
 
 
 def levels() -> str:
@@ -48,87 +56,100 @@ def speed() -> str:
     return speeds.table({"one H200": GPU_SPEEDS, "2 shared cores": CPU_SPEEDS})
 
 
-@cache
-def _matrix(name: str) -> Any:
-    """The collected record of an experiment."""
-    from attn_clustering.report_data import read_matrix
-
-    return read_matrix(ROOT / RESULTS / name)
-
-
-@cache
-def _conclusion(name: str) -> Any:
-    """What the pre-registered rules conclude from an experiment."""
-    from attn_clustering.conclusion import conclude
-
-    return conclude(_matrix(name))
-
-
-def conditions(name: str) -> str:
-    """The endpoint and the loss of every condition of an experiment: means over seeds with their range."""
-    from attn_clustering.figures import PHASE
-    from attn_clustering.report_data import condition_rows
-
+def sanity() -> str:
+    """The easy data of the first run: what its log says, what can be reached, and what two runs of each kind reach."""
+    files = matrix("sanity")
+    level = {key: value["value"] for key, value in files.levels.items() if isinstance(value, dict) and "value" in value}
+    runs = [_run(files, ordering, phase) for phase in ("rope", "drope") for ordering in ("shuffled", "topic_ordered")]
+    loss = [run["training"]["val_loss"] for run in runs]
+    above = [""] * 2 + [f" ({run['training']['val_loss_above_parent']:+.3f})" for run in runs[2:]]
+    floor, filtered, token, bayes = (
+        level[key] for key in ("bayes_floor", "unigram_filter", "one_token_accuracy", "bigram_filter_accuracy")
+    )
+    top, chance = level["ln_vocab"], level["within_ratio_legacy_chance"]
     body = [
-        [row["ordering"], PHASE[row["phase"]], str(row["seeds"]), *(_spread(row[key]) for key in ("probe", "endpoint")),
-         _spread(row["loss"]), _spread(row["above"], "+")]
-        for row in condition_rows(_matrix(name))
+        ["parameters", _SANITY_LOG["parameters"], "3,296,000", *(f"{run['training']['parameters']:,}" for run in runs)],
+        ["validation loss, nats", f"{_SANITY_LOG['ln V']} at random", f"{floor:.3f} to {filtered:.3f}",
+         *(f"{x:.3f}{more}" for x, more in zip(loss, above, strict=True))],
+        ["nats below ln V", _SANITY_LOG["gap"], f"{top - filtered:.3f} to {top - floor:.3f}",
+         *(f"{top - x:.3f}" for x in loss)],
+        ["topic probe on the embedding", "", f"{token:.3f}", *(f"{run['probe']['accuracy'][0]:.3f}" for run in runs)],
+        ["topic probe after the last block", "", f"{token:.3f} to {bayes:.3f}",
+         *(f"{run['probe']['accuracy'][-1]:.3f}" for run in runs)],
+        ["within-topic attention above the lag-matched null", "", "0 by chance",
+         *(f"{run['attention']['excess_lag']:.3f}" for run in runs)],
+        ["within-topic share, the original's non-causal metric", "", f"{chance:.3f} by chance",
+         *(f"{run['legacy']['legacy_within_noncausal']:.3f}" for run in runs)],
     ]  # fmt: skip
-    header = ["ordering", "models", "seeds", "topic probe", "endpoint", "validation loss, nats", "above the floor"]
-    return markdown(header, body, "llrrrrr")
+    header = ["", "log", "level", "shuffled", "topic_ordered", "shuffled, DroPE", "topic_ordered, DroPE"]
+    return markdown(header, body, "lrrrrrr")
 
 
-def _spread(values: Sequence[float], sign: str = "") -> str:
-    """Mean, least and largest."""
-    mean = sum(values) / len(values)
-    return f"{mean:{sign}.3f} [{min(values):{sign}.3f}, {max(values):{sign}.3f}]"
+def _run(files: Any, ordering: str, phase: str) -> Any:
+    """The only analysed run of a condition of an experiment with one seed."""
+    (found,) = (r for r in files.drawn if (r["run"]["ordering"], r["run"]["phase"]) == (ordering, phase))
+    return found
 
 
-def comparisons(name: str) -> str:
-    """The primary contrast and the secondary family of an experiment."""
-    from attn_clustering.analysis import compare
-
-    body = [
-        [
-            one.role,
-            compare.METRICS[one.metric],
-            f"{one.treated} − {one.control}",
-            f"{one.attention}, {one.phase}",
-            str(len(one.seeds)),
-            f"{one.difference:+.4f}" + ("" if one.low is None else f" [{one.low:+.4f}, {one.high:+.4f}]"),
-            f"{one.p:.4f}",
-            "" if one.p_holm is None else f"{one.p_holm:.4f}",
-        ]
-        for one in _compared(name)
+def _of_sanity() -> list[Claim]:
+    """Loss between its levels, recovery after DroPE, seconds of the two trainings."""
+    files = matrix("sanity")
+    level, raw = files.levels, analyses("sanity")
+    floor, filtered = (level[key]["value"] for key in ("bayes_floor", "unigram_filter"))
+    trained = [_run(files, ordering, "rope")["training"] for ordering in ("shuffled", "topic_ordered")]
+    dropped = [_run(files, ordering, "drope")["training"] for ordering in ("shuffled", "topic_ordered")]
+    loss, above = [x["val_loss"] for x in trained], [x["val_loss_above_parent"] for x in dropped]
+    closed = [100 * (filtered - x) / (filtered - floor) for x in loss]
+    inside = all(floor <= x <= filtered for x in loss)
+    return [
+        Claim(
+            "attn_clustering/sanity-loss",
+            f"sanity (generated dirichlet language, one seed): validation losses of {loss[0]:.3f} (shuffled) and "
+            f"{loss[1]:.3f} nats (topic_ordered) lie {'' if inside else 'NOT '}between the unigram topic filter "
+            f"({filtered:.3f}) and the Bayes floor ({floor:.3f}): {closed[0]:.0f}% and {closed[1]:.0f}% of the way.",
+            "validation loss with RoPE, nats",
+            loss,
+            "met" if inside else "NOT met",
+            raw,
+            config=f"{RESULTS}/sanity/experiment.json",
+            seeds=(files.experiment.first_seed,),
+            required="between unigram topic filter and Bayes floor",
+        ),
+        Claim(
+            "attn_clustering/sanity-recovery",
+            f"sanity (generated dirichlet language, one seed): recalibrated as the first run was, the models end "
+            f"{above[0]:+.3f} (shuffled) and {above[1]:+.3f} nats (topic_ordered) from their loss with RoPE, where "
+            "+0.02 counts as recovered.",
+            "validation loss after DroPE less that with RoPE, nats",
+            above,
+            verdict(max(above), 0.02, at_most=True),
+            raw,
+            config=f"{RESULTS}/sanity/experiment.json",
+            seeds=(files.experiment.first_seed,),
+            required="at most 0.02 nats",
+        ),
+        Claim(
+            "attn_clustering/sanity-training",
+            f"On an H200 that other processes shared, the two trainings of {_SANITY_STEPS:,} steps took "
+            f"{trained[0]['train_s']:.0f} s and {trained[1]['train_s']:.0f} s.",
+            "seconds",
+            [x["train_s"] for x in trained],
+            "measured",
+            raw,
+            config=f"{RESULTS}/sanity/experiment.json",
+        ),
     ]
-    header = ["", "metric", "orderings", "models", "seeds", "difference", "p", "Holm"]
-    return markdown(header, body, "llllrrrr")
-
-
-def _compared(name: str) -> list[Any]:
-    """The primary comparison and the secondary ones."""
-    from attn_clustering.analysis import compare
-
-    files, first = _matrix(name), _conclusion(name).primary
-    others = [one for one in compare.table(files.results, files.recal) if one.role == "secondary"]
-    return [*([] if first is None else [first]), *others]
-
-
-def primary_text() -> str:
-    """The pre-registered contrast in a few words, of the largest experiment that has a record."""
-    name = next((name for name in CONTROLLED if name in _matrices()), None)
-    if name is None:
-        return "not run yet"
-    one = _compared(name)[0]
-    spread = "" if one.low is None else f" [{one.low:+.3f}, {one.high:+.3f}]"
-    return f"{one.difference:+.3f}{spread}, {len(one.seeds)} seeds of `{name}`: {_conclusion(name).named}"
 
 
 def claims() -> list[Claim]:
     """Comparisons of the collected matrices, levels, speeds."""
     found = []
-    for name in _matrices():
-        found += _of_matrix(name)
+    for name in repeated():
+        found += of_matrix(name)
+    for name in controlled():
+        found += exploratory(name)
+    if "sanity" in matrices():
+        found += _of_sanity()
     for name in ("faithful-v1", "sanity"):
         path = f"{RESULTS}/levels/{name}.json"
         for text, (key, digits, said) in STATED.items():
@@ -146,19 +167,18 @@ def claims() -> list[Claim]:
                     test=f"standard error {level['se']:.2g}",
                 )
             )
-    sanity = _sanity_step_ms()
-    both = 2 * _SANITY_STEPS * sanity / 1e3
+    step = _sanity_step_ms()
+    both = 2 * _SANITY_STEPS * step / 1e3
     found.append(
         Claim(
             "attn_clustering/sanity-time",
-            f"A step of sanity (64 x 256 tokens) takes {sanity:.1f} ms on one H200, so that training both orderings "
-            f"alone takes {both:.0f} s, where 60 s are asked for the whole matrix.",
+            f"A step of sanity (64 x 256 tokens) takes {step:.1f} ms on one H200 of its own, so that training both "
+            f"orderings alone takes {both:.0f} s of the 60 s that are asked for the whole matrix.",
             "seconds of two trainings",
             [both],
-            verdict(both, 60, at_most=True),
+            "measured",
             [GPU_SPEEDS],
             test="median of repeats, times steps",
-            required="the sanity matrix within 60 s",
         )
     )
     found += observed("attn_clustering", f"{RESULTS}/observed.json")
@@ -171,85 +191,21 @@ def _sanity_step_ms() -> float:
     return float(next(row["ms_per_step"] for row in read(GPU_SPEEDS)["rows"] if row["stage"] == "train sanity mha"))
 
 
-def _of_matrix(name: str) -> list[Claim]:
-    from attn_clustering.analysis import compare
-
-    found, data, conclusion = [], _matrix(name).results[0]["run"]["data"], _conclusion(name)
-    for i, one in enumerate(_compared(name)):
-        word, why = f"p = {one.p_holm:.4f} (Holm)" if one.p_holm is not None else "", "secondary family"
-        if one.role == "primary":
-            word, why = conclusion.named, conclusion.why
-        found.append(
-            Claim(
-                f"attn_clustering/{name}-{i:02d}",
-                f"{name}: {compare.METRICS[one.metric]}, {one.treated} less {one.control} ({one.attention}, "
-                f"{one.phase}): {one.difference:+.4f} over {len(one.seeds)} seeds ({data}): {word} ({why}).",
-                compare.METRICS[one.metric],
-                [a - b for a, b in zip(one.treated_values, one.control_values, strict=True)],
-                word,
-                _raw(name, one),
-                config=f"{RESULTS}/{name}/experiment.json",
-                seeds=one.seeds,
-                interval=None if one.low is None else (one.low, one.high),
-                test=f"exact paired sign-flip, p = {one.p:.4f}; BCa over seeds",
-            )
-        )
-    found.append(
-        Claim(
-            f"attn_clustering/{name}-caveats",
-            f"{name} ({data}): {' '.join(conclusion.sentences())}",
-            "nats above the Bayes floor, shuffled models with RoPE",
-            [] if conclusion.above_floor is None else [conclusion.above_floor],
-            "measured",
-            _analyses(name),
-            config=f"{RESULTS}/{name}/experiment.json",
-            seeds=() if conclusion.primary is None else conclusion.primary.seeds,
-            test="mean over seeds",
-        )
-    )
-    return found
-
-
-def _analyses(name: str) -> list[str]:
-    """Every analysis of a matrix."""
-    return [str(path.relative_to(ROOT)) for path in sorted((ROOT / RESULTS / name).glob("*/analysis/analysis.json"))]
-
-
-def _raw(name: str, one: Any) -> list[str]:
-    """The analyses a comparison is made from."""
-    wanted = {"attention": (one.attention,), "phase": (one.phase,), "ordering": (one.treated, one.control)}
-    chosen = ((path, read(path)["run"]) for path in _analyses(name))
-    return [path for path, run in chosen if run["seed"] in one.seeds and all(run[k] in v for k, v in wanted.items())]
-
-
-def _matrices() -> list[str]:
-    """Collected matrices, by folder."""
-    return sorted(path.parent.name for path in Path(ROOT / RESULTS).glob("*/experiment.json"))
-
-
 TABLES = {
     "attn_clustering.levels": levels,
     "attn_clustering.speed": speed,
-    **{f"attn_clustering.{name}": lambda name=name: comparisons(name) for name in _matrices()},  # type: ignore[misc]
+    **{f"attn_clustering.{name}": lambda name=name: comparisons(name) for name in repeated()},  # type: ignore[misc]
     **{
-        f"attn_clustering.{name}-conditions": lambda name=name: conditions(name)  # type: ignore[misc]
-        for name in _matrices()
-        if name in CONTROLLED
+        f"attn_clustering.{name}-{part}": lambda name=name, table=table: table(name)  # type: ignore[misc]
+        for name in controlled()
+        for part, table in (("conditions", conditions), ("blocks", blocks))
     },
+    **({"attn_clustering.sanity": sanity} if "sanity" in matrices() else {}),
 }
 
 
-def endpoint_figure(name: str) -> Figure:
-    """The endpoint of every seed by ordering, before and after DroPE, between its two levels."""
-    from attn_clustering import figures, report_data
-    from attn_clustering.analysis import compare
-
-    rows = report_data.seed_rows(_matrix(name), compare.endpoint_of(_matrix(name).results))
-    return figures.seed_scatter(rows, "topic probe, fraction of the way", report_data.ENDPOINT_LEVELS)
-
-
 DRAWINGS = [
-    Drawing(f"{RESULTS}/{name}/figures/endpoint.png", _analyses(name), lambda name=name: endpoint_figure(name))  # type: ignore[misc]
-    for name in _matrices()
-    if name in CONTROLLED
+    Drawing(f"{RESULTS}/{name}/figures/{file}.png", analyses(name), lambda name=name, draw=draw: draw(name))  # type: ignore[misc]
+    for name in controlled()
+    for file, draw in (("endpoint", endpoint_figure), ("probes", probes_figure))
 ]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from evidence import iceaggr_oracle, speeds
-from evidence.record import ROOT, Claim, interval, markdown, observed, read, verdict
+from evidence import iceaggr_ablations, iceaggr_oracle, iceaggr_v3, speeds
+from evidence.record import Claim, interval, markdown, observed, read, verdict
 
 RESULTS = "packages/iceaggr/results"
 RUNS = {
@@ -49,6 +48,9 @@ def reconstruction() -> str:
                 cells = [f"**{cell}**" for cell in cells]
             body.append([title, predictor, *cells])
             title = ""
+    oracle = read(iceaggr_oracle.ORACLE)["all"]
+    cells = [interval(oracle[key], 2) for key in ("mean_deg", "median_deg")]
+    body.append([f"{oracle['n']:,} other events", "oracle, the largest likelihood", *cells])
     return markdown(["run", "predictor", "mean", "median"], body, "llrr")
 
 
@@ -66,6 +68,8 @@ def headline() -> str:
         for name, text in shown.items()
         for cells in [[interval(found[name]["mean_deg"], 2) for found in results.values()]]
     ]
+    oracle = read(iceaggr_oracle.ORACLE)["all"]
+    body.append([f"oracle, {oracle['n']:,} other events", *[interval(oracle["mean_deg"], 2)] * len(results)])
     return markdown(["mean opening angle, degrees", *results], body, "lrr")
 
 
@@ -125,36 +129,6 @@ def hierarchical() -> str:
 def _limited(what: str, measured: float, limit: float, form: str) -> list[str]:
     met = verdict(measured, limit, at_most=True)
     return [what, form.format(measured), f"<= {form.format(limit)}", met if met == "met" else f"**{met}**"]
-
-
-def ablation(study: str) -> str:
-    """Variants of a study over seeds, and its paired comparisons."""
-    record = read(f"{RESULTS}/{study}/results.json")
-    variants = [
-        [
-            row["name"], f"{row['mean_deg']:.2f}", _range(row, "events"), _range(row, "seeds"),
-            f"{row['parameters']:,}", f"{row['events']:,}",
-        ]
-        for row in record["rows"]
-    ]  # fmt: skip
-    contrasts = [
-        [
-            row["question"], f"{row['difference']:+.2f}", _range(row, "events"), _range(row, "seeds"),
-            f"{row['p_holm']:.4f}", row["finding"],
-        ]
-        for row in record["contrasts"]
-    ]  # fmt: skip
-    header = [f"mean error in degrees ({record['label']})", "mean", "over events", "over seeds", "parameters", "events"]
-    tables = [markdown(header, variants, "lrrrrr")]
-    if contrasts:
-        header = ["comparison", "difference", "over events", "over seeds", "p (Holm)", "error is"]
-        tables.append(markdown(header, contrasts, "lrrrrl"))
-    return "\n\n".join(tables)
-
-
-def _range(row: Mapping[str, Any], over: str) -> str:
-    low, high = row[f"{over}_low"], row[f"{over}_high"]
-    return "" if low is None else f"{low:.2f} to {high:.2f}"
 
 
 def claims() -> list[Claim]:
@@ -236,37 +210,7 @@ def claims() -> list[Claim]:
     found += speeds.claims("iceaggr", GPU_SPEEDS, "on one H200", LABEL)
     for where, path in CPU_SPEEDS.items():
         found += speeds.claims("iceaggr", path, f"on {where}", LABEL)
-    for study in _studies():
-        found += _comparisons(study)
-    found += iceaggr_oracle.claims()
-    return found
-
-
-def _comparisons(study: str) -> list[Claim]:
-    """The paired comparisons of an ablation study; a verdict needs both intervals and Holm's p."""
-    path = f"{RESULTS}/{study}/results.json"
-    record = read(path)
-    return [
-        Claim(
-            f"iceaggr/{study}-{i:02d}",
-            f"{row['question']}: {row['difference']:+.2f} degrees ({_range(row, 'seeds')} over seeds; "
-            f"{record['label']}), {row['finding']}.",
-            "paired difference of mean opening angles, degrees",
-            [row["difference"]],
-            row["finding"],
-            [path],
-            config=path,
-            seeds=record["budget"]["seeds"],
-            interval=(row["seeds_low"], row["seeds_high"]),
-            test=f"paired sign-flip over events, Holm p = {row['p_holm']:.4f}; Student's t over seeds",
-        )
-        for i, row in enumerate(record["contrasts"])
-    ]
-
-
-def _studies() -> list[str]:
-    """Folders of ablation records."""
-    return sorted(path.parent.name for path in (ROOT / RESULTS).glob("*/results.json"))
+    return [*found, *iceaggr_ablations.claims(), *iceaggr_v3.claims(), *iceaggr_oracle.claims()]
 
 
 TABLES = {
@@ -278,5 +222,6 @@ TABLES = {
     "iceaggr.hierarchical": hierarchical,
     "iceaggr.realism": realism,
     **iceaggr_oracle.TABLES,
-    **{f"iceaggr.{study}": lambda study=study: ablation(study) for study in _studies()},  # type: ignore[misc]
+    **iceaggr_ablations.TABLES,
+    **iceaggr_v3.TABLES,
 }

@@ -1,10 +1,11 @@
-"""Figures of neutrino directions, drawn from the quick run's evaluation and the record of realism."""
+"""Figures of neutrino directions, drawn from the quick run's evaluation, the record of realism and the ablations."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
 
+from evidence import iceaggr_ablations
 from evidence.drawing import Drawing
 from evidence.iceaggr import RESULTS, evaluation
 from evidence.record import read
@@ -80,4 +81,5 @@ DRAWINGS = [
     Drawing(f"{_QUICK}/error_cumulative.png", [f"{_QUICK}/evaluation.json"], error_quantiles),
     Drawing(f"{_QUICK}/resolution_n_pulses.png", [f"{_QUICK}/evaluation.json"], resolution_by_pulses),
     Drawing(f"{RESULTS}/realism/qq.png", [f"{RESULTS}/realism/inspect.json"], qq),
+    *iceaggr_ablations.DRAWINGS,
 ]

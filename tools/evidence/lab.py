@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from evidence import attn_clustering, gauge_attn, iceaggr, iceaggr_oracle, rh_memory
+from evidence import attn_matrices, gauge_attn, iceaggr, iceaggr_oracle, rh_memory
 from evidence.record import ROOT, Claim, bare, markdown, read, verdict
 
 OPTIM, ATTENTION = (f"shared/results/bench/{name}-cuda.json" for name in ("optim", "attention"))
@@ -92,7 +92,7 @@ def headline() -> str:
             "`attn_clustering`",
             "topic probe after DroPE, ordered less shuffled (generated language)",
             "positive (as first stated)",
-            attn_clustering.primary_text(),
+            attn_matrices.primary_text(),
             "",
         ],
     ]

@@ -11,6 +11,7 @@ import pytest
 import report
 from evidence.documents import DocumentError, fill, numbers, unrecorded
 from evidence.drawing import Drawing, digest_in, with_digest
+from evidence.iceaggr_ablations import spearman
 from evidence.record import ROOT, Claim, bare, commits, markdown
 from hypothesis import given
 from hypothesis import strategies as st
@@ -143,3 +144,10 @@ def test_a_claim_knows_the_commits_of_its_records():
 def test_tables_and_numbers_are_written_as_they_are_read():
     assert markdown(["a", "b"], [["x|y", "1"]], "lr") == "| a | b |\n| --- | ---: |\n| x\\|y | 1 |"
     assert [bare(x, 2) for x in (0.5, -0.5, 1.5, 10.0)] == [".50", "-.50", "1.50", "10.00"]
+
+
+def test_rank_correlation_takes_ties_and_what_never_came():
+    never = float("inf")
+    assert spearman([1, 2, never], [10, 20, 90]) == pytest.approx(1)
+    assert spearman([1, 2, 3], [9, 8, 1]) == pytest.approx(-1)
+    assert spearman([1, 1, never, never], [5, 6, 7, 8]) == pytest.approx(4 / 20**0.5)

@@ -87,12 +87,14 @@ def test_jobs_make_records_once_and_say_what_failed(tmp_path, capfd):
     program.write_text("import sys; print('{}'); sys.exit(len(sys.argv) > 1)")
     good = replace(entry("good", 1, 0), steps=(f"python {program} > {{record}}",))
     to_file = f"python {program} > {{out}}/{{leaf}}/a.json"
-    kept = replace(entry("kept", 1, 0), record="none/kept", steps=(to_file,), keep=("a.json",))
+    inside = "python -c 'import pathlib; pathlib.Path(\"{out}/{leaf}/b\").mkdir()'"
+    to_folder = f"python {program} > {{out}}/{{leaf}}/b/c.json"
+    kept = replace(entry("kept", 1, 0), record="none/kept", steps=(to_file, inside, to_folder), keep=("a.json", "b"))
     bad = replace(entry("bad", 1, 0), steps=(f"python {program} fails",))
     planned = [(0.0, run) for run in (good, kept, bad)]
     assert reproduce.execute(planned, tmp_path / "out", gpus=0, minutes=60) == 1
     assert "ended with exit code 1" in capfd.readouterr().err
-    for name in ("good.json", "kept/a.json"):
+    for name in ("good.json", "kept/a.json", "kept/b/c.json"):
         assert json.loads((tmp_path / "out/records/none" / name).read_text()) == {}
     program.unlink()  # what is done is not done again
     assert reproduce.execute(planned[:2], tmp_path / "out", gpus=0, minutes=60) == 0

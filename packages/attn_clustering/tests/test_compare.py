@@ -40,6 +40,12 @@ def test_endpoint_is_the_fraction_of_floor_to_ceiling():
     assert metric(result("shuffled", 0, 0.6), "transfer") is None
 
 
+def test_a_block_has_the_accuracy_after_it():
+    one = result("shuffled", 0, 0.6)
+    one["probe"]["accuracy"] = [0.2, 0.3, 0.4]  # embedding, block 1, block 2
+    assert metric(one, "block 2") == 0.4
+
+
 def test_primary_pairs_mha_runs_by_seed():
     found = primary(matrix(0.06), "r")
     assert found.seeds == tuple(range(6))

@@ -1,6 +1,7 @@
 """Analysis of a run from its folder, and the report of a matrix, on models that were never trained."""
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -122,6 +123,40 @@ def test_a_collected_record_draws_the_same(pair, tmp_path):
     assert report_data.floor_rows(ours)[0]["closed"] == pytest.approx((4.8 - 4.9) / (4.8 - 2.0))
     with pytest.raises(UserError, match="not empty"):
         collect.collect(folder, tmp_path / "record")
+
+
+def test_runs_without_arrays_are_left_out_of_the_figures_that_need_them(pair, tmp_path, monkeypatch):
+    """Analyses of two seeds of which the first has lost one run's arrays, and then of none with arrays."""
+    runs, _ = pair
+    (tmp_path / "experiment.json").write_text(to_json(replace(EXPERIMENT, attentions=("gqa",))))
+    levels = {name: {"value": x, "se": 0.0} for name, x in {"ln_vocab": 4.85, **LEVELS}.items()}
+    (tmp_path / "levels.json").write_text(json.dumps(levels | {report_data.FLOORS: {"0": 2.0, "1": 2.0}}))
+    for seed in (0, 1):
+        for run in runs:
+            target = tmp_path / run.name.replace("-s0", f"-s{seed}")
+            shutil.copytree(run, target)
+            result = json.loads((run / "analysis" / "analysis.json").read_text())
+            result["run"] |= {"seed": seed, "name": target.name}
+            (target / "analysis" / "analysis.json").write_text(json.dumps(result))
+    (tmp_path / runs[1].name / "analysis" / "arrays.npz").unlink()
+    files = report_data.read_matrix(tmp_path)
+    assert [r["run"]["seed"] for r in files.first_seed()] == [1, 1]
+    assert {row["run"] for row in report_data.head_rows(files, files.with_arrays)} == set(files.arrays)
+    assert {(row["phase"], row["seed"]) for row in report_data.boundary_rows(files)} == {
+        ("rope", 0), ("rope", 1), ("drope", 1)
+    }  # fmt: skip
+    assert len(report_data.probe_rows(files)) == 4 * 3
+    for stored in tmp_path.glob("*/analysis/arrays.npz"):
+        stored.unlink()
+    monkeypatch.setattr(report, "to_png", lambda figure: b"")
+    monkeypatch.setattr(report.Page, "figure", lambda self, figure, caption, **_: self.text(caption))
+    page = report.write(tmp_path).read_text()
+    assert "Arrays of 4 of 4 analysed runs are not in this folder" in page
+    assert "Accuracy by place" in page
+    assert "QK and OV circuits" not in page
+    assert not (tmp_path / "figures" / "boundary.png").exists()
+    assert "4 runs" in collect.collect(tmp_path, tmp_path / "record")
+    assert not list((tmp_path / "record").rglob("arrays.npz"))
 
 
 def test_a_training_log_keeps_its_ends_and_all_validation_losses(tmp_path):

@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from iceaggr.ablation_curves import by_variant, leaving_text, left_plateau, still_on_plateau
 from iceaggr.ablation_report import collect, text
 from iceaggr.ablation_runs import effective_rank, score_variant, train_variant
 from iceaggr.ablation_stats import Contrast, contrasts, paired, verdicts
@@ -65,6 +66,13 @@ def test_shares_of_the_events_and_the_seed_s_recipe():
     assert (recipe.optimizer, recipe.vmf_weight, recipe.rotate, recipe.schedule) == ("adamw", 0.0, False, "one_cycle")
     mixture = settled(study("v3").variants["mixture"], replace(BUDGET, recipe="seed"), 0, DATA).optim
     assert mixture.vmf_weight == 1
+
+
+def test_smaller_batches_are_for_all_runs_of_a_study():
+    variants = study("v3").variants.values()
+    smaller = replace(BUDGET, tokens_per_batch=8192)
+    assert {settled(v, smaller, 0, DATA).tokens_per_batch for v in variants} == {8192}
+    assert {settled(v, BUDGET, 0, DATA).tokens_per_batch for v in variants} == {None}
 
 
 def test_rotations_score_the_weights_that_are_there():
@@ -179,6 +187,9 @@ def written_runs(out, of, budget, n=400):
         folder = out / "runs" / job_name(name, seed)
         folder.mkdir()
         np.savez(folder / "errors.npz", event_id=ids, error_deg=noise(0.1 * i, n=n, seeds=1, key=10 * i + seed)[0])
+        logged = [{"step": s, "split": "train", "angle_deg": 90.0 - s * i} for s in (2, 4, 8)]
+        logged.append({"step": 8, "split": "val", "angle_deg": 0.0})
+        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, logged)))
         summaries[job_name(name, seed)] = {
             "parameters": 1000 * (1 + i // 3), "train_events_per_s": None if seed else 1e5, "predict_events_per_s": 2e5,
             "head_rank": 5.0, "head_rank_untrained": 6.0, "head_rank_limit": 8,
@@ -195,14 +206,31 @@ def test_collected_record_and_page(tmp_path, name):
     assert len(saved["contrasts"]) == len(of.contrasts)
     assert len(saved["verdicts"]) == (5 if name == "seed-table" else 0)
     assert text(saved) in result["text"]
+    curves = json.loads((tmp_path / "curves.json").read_text())
+    assert list(by_variant(curves)) == list(of.variants)
+    assert [run["seed"] for run in curves[:2]] == list(BUDGET.seeds)
+    share = next(iter(of.variants.values())).share
+    assert curves[0]["events"] == [round(share * part * 2000) for part in (0.25, 0.5, 1)]
+    assert curves[-1]["angle_deg"] == [90 - step * (len(of.variants) - 1) for step in (2, 4, 8)]
     page = (tmp_path / "report.html").read_text()
     assert "simulated data" in page
+    assert ">never / never</td>" in page
     assert "<svg" in page
     first = next(iter(of.variants))
     with np.load(tmp_path / "errors" / f"{first}.npz") as kept, np.load(tmp_path / "errors" / "events.npz") as events:
         assert kept["error_deg"].dtype == np.float16
         assert kept["error_deg"].shape == (2, events["event_id"].size)
         assert kept["error_deg"].mean() == pytest.approx(saved["rows"][0]["mean_deg"], abs=0.05)
+
+
+def test_when_a_run_left_the_plateau():
+    early, late, never = (
+        {"events": [1000, 2000, 4000], "angle_deg": angles} for angles in ([90, 84.9, 60], [90, 85, 84], [90, 89, 85])
+    )
+    assert [left_plateau(run) for run in (early, late, never)] == [2000, 4000, None]
+    assert [still_on_plateau(run, 0.5) for run in (early, late, never)] == [False, True, True]
+    assert not still_on_plateau(late, 1)
+    assert leaving_text([early, late, never]) == "2 / 4 / never"
 
 
 def test_runs_scored_on_other_events_are_refused(tmp_path):

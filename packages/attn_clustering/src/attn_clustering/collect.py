@@ -2,7 +2,7 @@
 
 RECORD is laid out like the matrix, so that `attn-clustering report RECORD` draws its page again. Left out are weights,
 plans and probes; most of the training log (validation losses are all kept); per-head arrays of runs that the report
-shows in no figure of their own, and attention maps of all but two runs.
+shows in no figure of their own, and attention maps of all but two runs. A run without arrays stays without.
 """
 
 from __future__ import annotations

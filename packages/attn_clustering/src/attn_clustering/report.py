@@ -72,6 +72,11 @@ class _Report:
         )
         for sentence in conclusion.sentences():
             self.page.text(sentence)
+        if missing := len(files.drawn) - len(files.with_arrays):
+            self.page.text(
+                f"Arrays of {missing} of {len(files.drawn)} analysed runs are not in this folder: figures of heads, "
+                "circuits and topic changes leave these runs out."
+            )
         name = found.metric if found else "endpoint"
         rows = report_data.seed_rows(files, name)
         if rows:
@@ -160,8 +165,9 @@ class _Report:
         caption = f"Accuracy by place, mean and range over seeds, {self.data}."
         self._figure("probes", figures.probe_curves(rows, token, bayes), rows, caption, self.wide)
         rows = report_data.boundary_rows(self.files)
-        caption = f"How fast a new topic is noticed: middle blocks' probes beside the Bayes filter, {self.data}."
-        self._figure("boundary", figures.boundary_response(rows), rows, caption, self.wide)
+        if rows:
+            caption = f"How fast a new topic is noticed: middle blocks' probes beside the Bayes filter, {self.data}."
+            self._figure("boundary", figures.boundary_response(rows), rows, caption, self.wide)
 
     def heads(self) -> None:
         self.page.section("Attention heads")
@@ -171,6 +177,11 @@ class _Report:
             "are left out of within-topic shares. The lag-matched null is the head's own mean attention at every "
             "position and lag, so that a head which merely looks nearby scores 0."
         )
+        rows = report_data.head_rows(self.files, self.files.with_arrays)
+        atomic_write(self.folder / "heads.csv", report_data.csv_text(rows))
+        if not first:
+            return
+        seed = f"seed {first[0]['run']['seed']}"
         picked = [
             HeadMaps(r["run"]["name"], *(self.files.arrays[r["run"]["name"]][key] for key in
                      ("example_pattern", "excess_lag", "example_topics")))
@@ -178,18 +189,16 @@ class _Report:
         ]  # fmt: skip
         if picked:
             self.page.html(picker(picked, "within-topic excess"))
-        rows = report_data.head_rows(self.files, self.files.drawn)
-        atomic_write(self.folder / "heads.csv", report_data.csv_text(rows))
         shown = [row for row in rows if row["run"] in {r["run"]["name"] for r in first}]
         figure = figures.head_maps(shown, "excess_lag", "within-topic excess")
-        self._figure("excess", figure, shown, f"Clustering by head, first seed, {self.data}.", "full")
+        self._figure("excess", figure, shown, f"Clustering by head, {seed}, {self.data}.", "full")
         rows = report_data.entropy_rows(self.files, first)
         figure = figures.entropy_by_position(rows)
         self._figure("entropy", figure, rows, f"Entropy of every head (dark: early layers), {self.data}.", "full")
         if all("recurrence" in row for row in shown):
             figure = figures.recurrence_scatter(shown)
             caption = (
-                "Each point a head, first seed: clustering in running text against the extra attention that a segment "
+                f"Each point a head, {seed}: clustering in running text against the extra attention that a segment "
                 f"gets when its topic comes back (A-B-A-C probing sequences), {self.data}."
             )
             self._figure("recurrence", figure, shown, caption, "full")
@@ -217,15 +226,18 @@ class _Report:
             self.page.table(["run", *map(str, places)], cells, caption)
 
     def circuits(self) -> None:
+        first = self.files.first_seed()
+        if not first:
+            return
         self.page.section("QK and OV circuits")
         self.page.text(
             "Folded with the norms' gains; with RoPE on, the rotation is replaced by its mean over lags. Alignment is "
             "the part of a circuit's squared norm inside the directions of the topic probe at its input (write: "
             "output)."
         )
-        first = self.files.first_seed()
         rows = report_data.spectrum_rows(self.files, first)
-        caption = f"Singular values over the largest, first seed, mean over heads, {self.data}."
+        seed = first[0]["run"]["seed"]
+        caption = f"Singular values over the largest, seed {seed}, mean over heads, {self.data}."
         self._figure("spectra", figures.spectra(rows), rows, caption, "full")
         keys = (
             "qk_query_topic",

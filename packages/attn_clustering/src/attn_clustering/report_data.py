@@ -35,7 +35,7 @@ class MatrixFiles:
     results: list[dict[str, Any]]
     """Of all analysed runs."""
     arrays: dict[str, dict[str, np.ndarray]]
-    """Of the runs that are drawn, by name."""
+    """Of the runs that are drawn, by name; a run whose arrays were not kept is not in it."""
     summaries: list[dict[str, Any]]
     """Of all finished runs, analysed or not."""
     levels: dict[str, Any] | None
@@ -54,10 +54,19 @@ class MatrixFiles:
         some = [r for r in self.results if r["run"]["recal"] in (None, self.recal)]
         return sorted(some, key=lambda r: (r["run"]["attention"] != "mha", order.index(r["run"]["phase"])))
 
+    @property
+    def with_arrays(self) -> list[dict[str, Any]]:
+        """The drawn runs whose arrays are there: what figures of heads, circuits and topic changes can show."""
+        return [r for r in self.drawn if r["run"]["name"] in self.arrays]
+
     def first_seed(self) -> list[dict[str, Any]]:
-        """The drawn runs of the first seed, with and without positions."""
-        seed = min(r["run"]["seed"] for r in self.results)
-        return [r for r in self.drawn if r["run"]["seed"] == seed and r["run"]["phase"] in ("rope", "drope")]
+        """The drawn runs, with and without positions, of the first seed whose arrays are all there; maybe none."""
+        runs: dict[int, list[dict[str, Any]]] = {}
+        for r in self.drawn:
+            if r["run"]["phase"] in ("rope", "drope"):
+                runs.setdefault(r["run"]["seed"], []).append(r)
+        whole = (runs[seed] for seed in sorted(runs) if all(r["run"]["name"] in self.arrays for r in runs[seed]))
+        return next(whole, [])
 
 
 def read_matrix(folder: Path) -> MatrixFiles:
@@ -80,8 +89,10 @@ def read_matrix(folder: Path) -> MatrixFiles:
     )
     for result in files.drawn:
         name = result["run"]["name"]
-        with np.load(folder / name / "analysis" / "arrays.npz", allow_pickle=False) as stored:
-            files.arrays[name] = dict(stored)
+        stored = folder / name / "analysis" / "arrays.npz"
+        if stored.is_file():
+            with np.load(stored, allow_pickle=False) as arrays:
+                files.arrays[name] = dict(arrays)
     return files
 
 
@@ -174,7 +185,7 @@ def probe_rows(files: MatrixFiles) -> list[Row]:
 def boundary_rows(files: MatrixFiles) -> list[Row]:
     """Accuracy by distance from the last topic change: mean of the middle blocks, then token and Bayes filter."""
     rows, last = [], {}
-    for r in files.drawn:
+    for r in files.with_arrays:
         values = files.arrays[r["run"]["name"]]["boundary_accuracy"]
         places, middle = r["run"]["layers"] + 1, r["probe"]["middle_places"]
         columns = {r["run"]["ordering"]: values[:, middle].mean(1)}

@@ -16,6 +16,7 @@ from lab_shared.errors import UserError
 from lab_shared.files import atomic_write, make_folder
 from lab_shared.page import Page
 
+from iceaggr.ablation_curves import PLATEAU_DEG, by_variant, curves_figure, leaving_text, training_curves
 from iceaggr.ablation_stats import MARGIN_DEG, Record, contrasts, interval, over_events, row, verdicts
 from iceaggr.ablations import BASELINES, Budget, Study, job_name
 
@@ -27,10 +28,11 @@ _BASELINE_NAMES = {"random": "random direction", "linefit_hlc": "line fit, HLC",
 
 
 def collect(of: Study, budget: Budget, out: Path, summaries: Mapping[str, Record]) -> Record:
-    """Everything the finished runs in OUT/runs say, written to OUT/results.json, errors/ and report.html.
+    """Everything the finished runs in OUT/runs say: OUT/results.json, curves.json, errors/ and report.html.
 
-    errors/events.npz and errors/NAME.npz keep up to 50,000 evenly spaced held-out events: ids, pulses, energies and
-    baselines of the one, float16 degrees (S, N) of the others. All figures are of all held-out events.
+    curves.json is what `training_curves` returns. errors/events.npz and errors/NAME.npz keep up to 50,000 evenly spaced
+    held-out events: ids, pulses, energies and baselines of the one, float16 degrees (S, N) of the others. All figures
+    are of all held-out events.
     """
     runs = out / "runs"
     shared = load_arrays(runs / BASELINES / "errors.npz")
@@ -50,6 +52,7 @@ def collect(of: Study, budget: Budget, out: Path, summaries: Mapping[str, Record
             "seeds": list(budget.seeds),
             "recipe": budget.recipe,
             "stream": budget.stream,
+            "tokens_per_batch": budget.tokens_per_batch,
         },
         "baselines": [
             {"name": text, **over_events(shared[f"{name}_error_deg"].astype(np.float64))}
@@ -65,7 +68,9 @@ def collect(of: Study, budget: Budget, out: Path, summaries: Mapping[str, Record
     result["verdicts"] = verdicts(result) if of.name == "seed-table" else []
     _keep_errors(out / "errors", shared, errors)
     atomic_write(out / "results.json", json.dumps(result, indent=1) + "\n")
-    page = write_page(result, out / "report.html")
+    curves = training_curves(of, budget, runs)
+    atomic_write(out / "curves.json", json.dumps(curves) + "\n")
+    page = write_page(result, curves, out / "report.html")
     return result | {"folder": str(out), "text": f"{text(result)}\n\nreport: {page}"}
 
 
@@ -82,8 +87,8 @@ def text(result: Record) -> str:
     return "\n\n".join(parts)
 
 
-def write_page(result: Record, path: Path) -> Path:
-    """The study's self-contained HTML page from its record alone."""
+def write_page(result: Record, curves: list[Record], path: Path) -> Path:
+    """The study's self-contained HTML page from its records alone."""
     page = Page(f"Ablation study: {result['name']}", _setting(result))
     page.section("Runs")
     page.table(
@@ -95,6 +100,17 @@ def write_page(result: Record, path: Path) -> Path:
         learning_curves(result) if result["name"] == "scale" else forest(result),
         f"Mean opening angle with its interval over seeds ({result['label']}).",
         alt="Mean error of every variant with its interval.",
+    )
+    page.table(
+        ["variant", "thousand events, by seed"],
+        [[name, leaving_text(of_one)] for name, of_one in by_variant(curves).items()],
+        caption=f"Events after which the training angle was first below {PLATEAU_DEG:g} degrees ({result['label']}). "
+        "Where that is late or never, a comparison says how soon a variant starts to learn, not where it ends.",
+    )
+    page.figure(
+        curves_figure(curves, result["label"]),
+        f"Training angle, a line per seed ({result['label']}).",
+        alt="Training angle of every run against events.",
     )
     if result["contrasts"]:
         page.section("Paired comparisons")
@@ -172,8 +188,9 @@ def _keep_errors(folder: Path, shared: Mapping[str, np.ndarray], errors: Mapping
 
 def _setting(result: Record) -> str:
     b = result["budget"]
+    batch = f" in batches of {b['tokens_per_batch']:,} tokens" if b.get("tokens_per_batch") else ""
     return (
-        f"{b['events']:,} training events x {b['epochs']:g} epochs, {b['held_out']:,} held out, "
+        f"{b['events']:,} training events x {b['epochs']:g} epochs{batch}, {b['held_out']:,} held out, "
         f"{len(b['seeds'])} seeds, {b['recipe']} recipe, {result['device']} ({result['label']})"
     )
 

@@ -60,6 +60,9 @@ class Budget:
     store: str = DataConfig.store
     stream: bool = False
     """Train on events simulated on the way, none twice, instead of a store that all runs read."""
+    tokens_per_batch: int | None = None
+    """As of TrainConfig. Smaller batches are more steps from the same events: of few events the first few hundred steps
+    are the plateau before any direction is learned."""
 
 
 def study(name: str) -> Study:
@@ -155,6 +158,7 @@ def settled(variant: Variant, budget: Budget, seed: int, data: DataConfig) -> Tr
         optim=optim,
         data=replace(data, train_events=events, val_events=budget.held_out),
         epochs=budget.epochs,
+        tokens_per_batch=budget.tokens_per_batch or config.tokens_per_batch,
         seed=seed,
         eval_every=10**9,  # at the end, of the whole held-out set
         wandb="disabled",
@@ -193,7 +197,7 @@ def ablate(
 ) -> dict[str, Any]:
     """Run what is not done of a study in the folder `out` and report it; the tables stand under "text".
 
-    OUT/runs/NAME-seedS are the runs; results.json, errors/NAME.npz and report.html are what remains of them. dry_run
+    OUT/runs/NAME-seedS are the runs; results.json, curves.json, errors/NAME.npz and report.html remain of them. dry_run
     only lists the runs.
     """
     if dry_run:

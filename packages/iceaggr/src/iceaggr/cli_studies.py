@@ -89,6 +89,7 @@ def add_studies(add: Add) -> None:
     sub.add_argument("--recipe", choices=("package", "seed"), default="package", help="seed: AdamW on the angle")
     sub.add_argument("--out", type=Path, metavar="DIR", help="default: runs/iceaggr/ablate-STUDY; done runs are kept")
     sub.add_argument("--store", metavar="DIR", help="where simulated events are kept, default data/iceaggr")
+    sub.add_argument("--tokens-per-batch", type=positive_int, metavar="N", help="as of train; fewer are more, smaller steps")
     sub.add_argument("--stream", action="store_true", help="simulate while training, no event twice, none on disk")
     engine_flags(sub)
     dry_run_flag(sub)
@@ -103,7 +104,15 @@ def _ablate(args: argparse.Namespace) -> None:
         import torch
 
         held_out = 200_000 if torch.cuda.is_available() else 20_000
-    budget = Budget(args.events, held_out, args.epochs, tuple(args.seeds), args.recipe, stream=args.stream)
+    budget = Budget(
+        args.events,
+        held_out,
+        args.epochs,
+        tuple(args.seeds),
+        args.recipe,
+        stream=args.stream,
+        tokens_per_batch=args.tokens_per_batch,
+    )
     result = ablate(
         study(args.study) if args.only is None else only_variants(study(args.study), args.only),
         budget if args.store is None else replace(budget, store=args.store),
@@ -147,7 +156,8 @@ def _calibrate(args: argparse.Namespace) -> None:
 
 
 def _skymap(args: argparse.Namespace) -> None:
-    from iceaggr.skymap import event_skymap, text, write_skymap
+    from iceaggr.skymap import event_skymap, text
+    from iceaggr.skymap_files import write_skymap
 
     sky = event_skymap(args.run_dir, args.data, args.event, device=args.device)
     write_skymap(args.out, sky)

@@ -83,7 +83,10 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 
 
 def metric(result: Result, name: str) -> float | None:
-    """One number of a run; None where it does not exist (no Bayes filter for text, no transfer into RoPE runs)."""
+    """One number of a run, by its name in METRICS, or "block N": the probe's accuracy after block N.
+
+    None where it does not exist (no Bayes filter for text, no transfer into RoPE runs).
+    """
     probe = result["probe"]
     if name == "endpoint":
         if probe["bayes"] is None or probe["bayes"] <= probe["token"]:
@@ -91,6 +94,8 @@ def metric(result: Result, name: str) -> float | None:
         return (probe["middle"] - probe["token"]) / (probe["bayes"] - probe["token"])
     if name == "probe":
         return float(probe["middle"])
+    if name.startswith("block "):
+        return float(probe["accuracy"][int(name.removeprefix("block "))])
     if name == "transfer":
         return float(np.mean([probe["transfer"][i] for i in probe["middle_places"]])) if "transfer" in probe else None
     if name == "val_loss":
