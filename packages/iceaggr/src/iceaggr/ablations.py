@@ -21,7 +21,7 @@ from lab_shared.sweep import Engine, Job, run_jobs
 
 from iceaggr.ablation_runs import DATA_SEED, score_baselines, score_variant, train_variant
 from iceaggr.ablation_stats import Contrast
-from iceaggr.config import PRESETS, STUDIES, V3_PARTS, DataConfig, OptimConfig, TrainConfig, with_parts
+from iceaggr.config import PRESETS, STUDIES, V3_KEPT, V3_PARTS, DataConfig, OptimConfig, TrainConfig, with_parts
 
 Recipe = Literal["package", "seed"]
 BASELINES = "baselines"
@@ -70,7 +70,7 @@ def study(name: str) -> Study:
 
     seed-table: the five rows of the seed's table, and its 5M model with all and with a thirteenth of the events and
     with its smaller head. choices: decisions of the seed that this package takes differently. v3: each addition to v2
-    alone, and all together. scale: three sizes times three numbers of events.
+    alone, all together, and those that won together. scale: three sizes times three numbers of events.
     """
     small, large = PRESETS["small"][1], PRESETS["5M"][1]
     if name == "seed-table":
@@ -124,8 +124,10 @@ def study(name: str) -> Study:
         variants["tta"] = variants["tta"]._replace(scores="base")
         variants["adamw"] = Variant(replace(small, optim=replace(small.optim, optimizer="adamw")))
         variants["all"] = Variant(with_parts(small, *V3_PARTS))
-        contrasts = tuple(Contrast(part, "base", f"v2 with {part} against v2") for part in (*V3_PARTS, "all"))
-        return Study(name, variants, (*contrasts, Contrast("adamw", "base", "AdamW against Muon")))
+        variants["kept"] = Variant(with_parts(small, *V3_KEPT))
+        contrasts = [Contrast(part, "base", f"v2 with {part} against v2") for part in (*V3_PARTS, "all", "kept")]
+        contrasts += [Contrast("adamw", "base", "AdamW against Muon"), Contrast("kept", "all", "the winners against all")]
+        return Study(name, variants, tuple(contrasts))
     if name == "scale":
         sizes = {
             "0.1M": _model(small, d_model=64, d_hidden=128, heads=4, layers=3, head_hidden=64),
