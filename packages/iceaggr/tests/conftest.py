@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,10 +11,14 @@ import numpy as np
 import pytest
 import torch
 from iceaggr.config import ModelConfig
+from iceaggr.data.cache import EventCache
 from iceaggr.data.features import Tables
 from iceaggr.data.pulses import Pulses
+from iceaggr.metrics import opening_angle_deg
 from iceaggr.models.build import build_model
+from lab_shared.attention import Mask
 from torch import nn
+from torch.nn import functional as F
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +28,15 @@ def real_mini() -> Path:
     if root is None:
         pytest.skip("needs LAB_REFERENCE_DATA, the folder with iceaggr/kaggle_real_mini")
     return Path(root) / "iceaggr" / "kaggle_real_mini"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """The tests' models are smaller than the cost of sharing them between threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -93,3 +106,84 @@ def tables() -> Tables:
         absorption=rng.uniform(20, 250, 5160),
     )
     return Tables.of(array, "cpu")
+
+
+@pytest.fixture(scope="session")
+def store(make_pulses: Callable[..., Pulses]) -> EventCache:
+    """Twenty-five events of 1 to 150 pulses on few enough sensors that many DOMs have several."""
+    counts = np.random.default_rng(3).integers(12, 150, 25)
+    counts[:3] = (1, 5, 1)
+    return EventCache.in_memory(make_pulses(counts, seed=4, sensors=90))
+
+
+@pytest.fixture(scope="session")
+def random_events() -> Callable[..., list[torch.Tensor]]:
+    """random_events(counts, seed=0): the features (DOMs, 10) of events with these numbers of DOMs."""
+
+    def make(counts: Sequence[int], seed: int = 0) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        return [torch.randn(n, 10, generator=generator) for n in counts]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pack() -> Callable[..., tuple[torch.Tensor, Mask, torch.Tensor]]:
+    """Features, mask and CLS rows of events given as (DOMs, F) tensors; unused rows and events at the end."""
+
+    def make(
+        events: Sequence[torch.Tensor],
+        *,
+        rows: int | None = None,
+        capacity: int | None = None,
+        cls_row: float = 0.0,
+        device: str = "cpu",
+    ) -> tuple[torch.Tensor, Mask, torch.Tensor]:
+        lengths = torch.tensor([len(e) + 1 for e in events])
+        used = int(lengths.sum())
+        rows, capacity = rows or used, capacity or len(events)
+        cls = torch.full((1, events[0].shape[1]), cls_row)
+        tokens = torch.cat([torch.cat([cls, e]) for e in events])
+        features_TF = F.pad(tokens, (0, 0, 0, rows - used))
+        offsets_E1 = torch.full((capacity + 1,), used, dtype=torch.int32)
+        offsets_E1[0] = 0
+        offsets_E1[1 : len(events) + 1] = lengths.cumsum(0)
+        cls_E = torch.full((capacity,), rows - 1)
+        cls_E[: len(events)] = offsets_E1[: len(events)]
+        return features_TF.to(device), Mask.segments(offsets_E1.to(device), rows), cls_E.to(device)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def isotropic() -> Callable[[np.random.Generator, int], np.ndarray]:
+    """isotropic(rng, n): (n, 3) random unit vectors."""
+
+    def draw(rng: np.random.Generator, n: int) -> np.ndarray:
+        vectors = rng.normal(size=(n, 3))
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    return draw
+
+
+@pytest.fixture
+def predictions(isotropic: Callable[[np.random.Generator, int], np.ndarray]) -> dict[str, np.ndarray]:
+    """3,000 events of a predictor that is better where kappa is large, and of a worse one beside it."""
+    rng, n = np.random.default_rng(0), 3000
+    true, kappa = isotropic(rng, n), np.exp(rng.normal(0.5, 1.0, n))
+    predicted = true * kappa[:, None] + rng.normal(size=(n, 3))
+    predicted /= np.linalg.norm(predicted, axis=1, keepdims=True)
+    line_fit = isotropic(rng, n)
+    return {
+        "event_id": np.arange(n),
+        "azimuth": np.arctan2(true[:, 1], true[:, 0]) % (2 * np.pi),
+        "zenith": np.arccos(true[:, 2]),
+        "pred_azimuth": np.arctan2(predicted[:, 1], predicted[:, 0]) % (2 * np.pi),
+        "pred_zenith": np.arccos(predicted[:, 2]),
+        "kappa": kappa,
+        "n_pulses": rng.integers(20, 400, n),
+        "error_deg": opening_angle_deg(predicted, true),
+        "linefit_error_deg": opening_angle_deg(line_fit, true),
+        "type": rng.integers(0, 2, n),
+        "energy": 10 ** rng.uniform(2, 6, n),
+    }

@@ -11,19 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from iceaggr.config import ModelConfig
-from iceaggr.data.features import (
-    SUMMARY_FEATURES,
-    Tables,
-    build_tokens,
-    dom_summary,
-    feature_width,
-    rotate_z,
-    seed_vectors,
-    select_doms,
-)
+from iceaggr.data.features import SUMMARY_FEATURES, Tables, dom_summary, feature_width, rotate_z, seed_vectors
 from iceaggr.data.grouping import group_doms
 from iceaggr.data.kaggle import KaggleFolder, slice_events
 from iceaggr.data.pulses import Pulses
+from iceaggr.data.tokens import build_tokens, select_doms
 
 SEED = ModelConfig(slots=3)
 SUMMARY = ModelConfig(features="summary")

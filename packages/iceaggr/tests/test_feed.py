@@ -8,10 +8,11 @@ import pytest
 import torch
 from iceaggr.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from iceaggr.data.batches import BatchError
-from iceaggr.data.features import Tables, build_tokens, rotate_z
+from iceaggr.data.features import Tables, rotate_z
 from iceaggr.data.grouping import group_doms
 from iceaggr.data.kaggle import slice_events
 from iceaggr.data.prepare import prepare, split
+from iceaggr.data.tokens import build_tokens
 from iceaggr.geometry import icecube86
 from iceaggr.sim import feed as feeds
 from iceaggr.sim.events import simulate_block
@@ -23,14 +24,7 @@ from lab_shared.run import Run
 
 MODEL = ModelConfig(slots=2, d_model=16, d_hidden=16, layers=1, heads=2, head_hidden=8, dom_cap=40)
 BLOCK = 48
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

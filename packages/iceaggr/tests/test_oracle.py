@@ -1,9 +1,8 @@
-"""The oracle's likelihood against slow references, and its fits on events of known truth."""
+"""The oracle's likelihood against the formula, and its steps on events of known truth."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from iceaggr.geometry import N_SENSORS, icecube86
-from iceaggr.oracle.charge import MOST_STEPS, charge_law, dispersion, log_counts, mean_charge
+from iceaggr.oracle.charge import log_counts
 from iceaggr.oracle.delay import blurred_delay_log_density, delay_cdf
-from iceaggr.oracle.fit import higher, maximise, scan_and_climb, sharpen, sphere
+from iceaggr.oracle.fit import higher, maximise, scan_and_climb, sphere
 from iceaggr.oracle.hypothesis import Layout, double, frame
 from iceaggr.oracle.likelihood import Likelihood, observe_all
 from iceaggr.oracle.observed import observe
@@ -22,25 +21,9 @@ from iceaggr.oracle.truth import Known
 from iceaggr.sim.config import SimConfig
 from iceaggr.sim.detector import detector
 from iceaggr.sim.events import simulate_block
-from iceaggr.sim.light import delay_log_density, shower_light, shower_pairs, track_light, track_pairs
-from iceaggr.sim.photons import charge
-from iceaggr.sim.rng import Rng
+from iceaggr.sim.light import shower_light, shower_pairs, track_light, track_pairs
 
 CONFIG = SimConfig()
-QUIET = replace(
-    CONFIG,
-    noise_rate=1.0,
-    burst_fraction=0.0,
-    coincident_rate=0.0,
-    index=1.01,
-    energy_min=2e4,
-    energy_max=3e4,
-    hard_fraction=0.0,
-    radius=300.0,
-    half_height=250.0,
-    neutral_current_fraction=0.0,
-)
-"""Bright events inside the array and hardly any noise: what the likelihood leaves out hardly matters."""
 F64 = torch.float64
 ARRAY = detector(icecube86(), torch.device("cpu"))
 
@@ -68,40 +51,6 @@ def block():
 @pytest.fixture(scope="module", params=[False, True], ids=["cascades", "tracks"])
 def case(request, block) -> Case:
     return Case(*block, request.param, 6, CONFIG)
-
-
-@pytest.mark.parametrize("shape", [0.05, 0.4, 1.0, 2.5])
-def test_the_blurred_density_is_the_simulators_law_plus_jitter(shape: float) -> None:
-    rate, sigma = 0.006, 2.0
-    at = torch.tensor([-6.0, -2.0, 0.0, 1.0, 5.0, 20.0, 23.9, 24.1, 80.0, 600.0], dtype=F64)
-    edge = 120_001
-    u = (torch.arange(edge, dtype=F64) + 0.5) / edge  # delay = longest * u^(1/a): equal steps of the singular part
-    power = max(1 / shape, 1.0)
-    longest = 4000.0
-    delay = longest * u**power
-    step = longest * power * u ** (power - 1) / edge
-    log_density = shape * math.log(rate) + (shape - 1) * delay.log() - rate * delay - math.lgamma(shape)
-    law = delay_log_density(delay, torch.full_like(delay, shape), torch.full_like(delay, rate))
-    torch.testing.assert_close(log_density[delay > 1e-3], law[delay > 1e-3])  # which cuts the edge there
-    density = log_density.exp()
-    blur = torch.exp(-((at[:, None] - delay) ** 2) / (2 * sigma**2)) / (sigma * math.sqrt(2 * math.pi))
-    expected = (density * step * blur).sum(1)
-    found = blurred_delay_log_density(at, torch.full_like(at, shape), torch.full_like(at, rate), sigma)
-    torch.testing.assert_close(found, expected.log(), atol=0.01, rtol=0)
-
-
-def test_the_delay_cdf_is_close_to_the_incomplete_gamma_function() -> None:
-    delay, shape, rate = (
-        x.reshape(-1)
-        for x in torch.meshgrid(
-            torch.tensor([-5.0, 40.0, 75.0, 300.0, 2450.0], dtype=F64),
-            torch.tensor([0.1, 0.5, 2.0, 9.0], dtype=F64),
-            torch.tensor([0.003, 0.01], dtype=F64),
-            indexing="ij",
-        )
-    )
-    exact = torch.special.gammainc(shape, (rate * delay).clamp(min=0))
-    torch.testing.assert_close(delay_cdf(delay, shape, rate), exact, atol=0.03, rtol=0)
 
 
 def naive_log_likelihood(case: Case, column: int) -> float:
@@ -235,44 +184,6 @@ def test_all_charge_and_every_dom_is_kept(block) -> None:
     assert seen.isolated_D.numel() < dom.numel()
 
 
-@pytest.mark.slow
-def test_fits_of_clean_events_are_unbiased_at_the_truth() -> None:
-    """Cascades of 20 to 30 TeV: the residuals of every parameter are centred on zero and of the predicted size."""
-    config = replace(QUIET, track_fraction=0.0)
-    pulses, truth = simulate_block(30, seed=4, config=config)
-    known = Known.of(truth)
-    layout, index = Layout(False), torch.arange(pulses.n_events)
-    likelihood = Likelihood(observe(pulses, ARRAY, config), layout, ARRAY, config)
-    rows = known.rows(index, layout, double(ARRAY), config)
-    fit = maximise(likelihood, rows, index, steps=10)
-    assert (fit.value_S >= likelihood.value(rows, index)).all()
-    cosine = (fit.rows_RS[:3] * rows[:3]).sum(0).clamp(-1, 1)
-    assert float(torch.rad2deg(cosine.acos()).median()) < 12
-    residual = fit.rows_RS[3:] - rows[3:]
-    error = residual.std(dim=1) / math.sqrt(pulses.n_events)
-    assert (residual.mean(dim=1).abs() < 4 * error + torch.tensor([1.0, 1.0, 1.0, 3.0, 0.05])).all()
-    assert float(residual[4].abs().median()) < 0.1  # the energy to 10%
-
-
-@pytest.mark.slow
-def test_a_displaced_start_finds_the_truth_again() -> None:
-    config = replace(QUIET, track_fraction=1.0, upstream_fraction=1.0)
-    pulses, truth = simulate_block(8, seed=6, config=config)
-    known = Known.of(truth)
-    index = torch.arange(pulses.n_events)
-    layout = Layout(True, config.burst_slots)
-    likelihood = Likelihood(observe(pulses, ARRAY, config), layout, ARRAY, config)
-    rows = known.rows(index, layout, double(ARRAY), config)
-    step = torch.zeros(layout.free, index.numel(), dtype=F64)
-    step[0], step[2] = 0.03, 4.0
-    displaced = layout.move(rows, frame(rows), step)
-    fit = sharpen(likelihood, displaced, index, steps=12)
-    cosine = (fit.rows_RS[:3] * rows[:3]).sum(0).clamp(-1, 1)
-    assert float(torch.rad2deg(cosine.acos()).median()) < 0.5  # started 1.7 degrees away
-    plain = maximise(likelihood, displaced, index, steps=12)
-    assert float(fit.value_S.mean()) > float(plain.value_S.mean())  # the blur is what gets it there
-
-
 def test_the_higher_of_two_climbs_is_taken_and_the_held_fit_keeps_its_direction(case: Case) -> None:
     local = maximise(case.likelihood, case.truth_RX, case.event_X, steps=4)
     scanned = scan_and_climb(case.likelihood, case.truth_RX, scan=2, steps=2)
@@ -283,60 +194,6 @@ def test_the_higher_of_two_climbs_is_taken_and_the_held_fit_keeps_its_direction(
     held = maximise(case.likelihood, case.truth_RX, case.event_X, steps=3, fixed_direction=True)
     torch.testing.assert_close(held.rows_RS[:3], case.truth_RX[:3])
     assert (held.steps_S <= 3).all()
-
-
-def test_the_charge_of_a_pulse_is_the_simulators() -> None:
-    law = charge_law(CONFIG)
-    assert law.sum() == pytest.approx(1.0)
-    drawn = charge(torch.ones(40_000), CONFIG, Rng(torch.device("cpu"), 1, 0, 0)).mul(40).round().clamp(min=1)
-    assert float(drawn.mean() / 40) == pytest.approx(mean_charge(CONFIG), rel=0.01)
-    assert float(drawn.square().mean() / drawn.mean() ** 2) == pytest.approx(dispersion(CONFIG), rel=0.02)
-    counts = np.bincount(drawn.int().numpy(), minlength=MOST_STEPS + 1)[: MOST_STEPS + 1] / 40_000
-    assert abs(counts.cumsum() - law.cumsum()).max() < 0.01
-    # Poisson(L) further photo-electrons: sum over n of p(q | n) L^(n-1) / (n-1)!, with p by repeated convolution.
-    amount, steps, law_n, total, slope = 0.7, 90, law, 0.0, 0.0
-    for further in range(12):
-        part = law_n[steps] * amount**further / math.factorial(further)
-        total, slope, law_n = total + part, slope + further * part, np.convolve(law_n, law)[: MOST_STEPS + 1]
-    value, mean = log_counts(torch.tensor([amount], dtype=F64), torch.tensor([steps]), CONFIG)
-    assert float(value) == pytest.approx(math.log(total))
-    assert float(mean) == pytest.approx(slope / total)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("is_track", [False, True], ids=["cascades", "tracks"])
-def test_the_score_at_the_truth_has_mean_zero_and_the_informations_variance(is_track: bool) -> None:
-    """Which it has for the density that the events were drawn from and for no other; direction and place and, for
-    cascades, time and energy."""
-    config = replace(CONFIG, track_fraction=float(is_track))
-    pulses, truth = simulate_block(500, seed=5, config=config)
-    known, layout = Known.of(truth), Layout(is_track, config.burst_slots if is_track else 0)
-    index = (pulses.counts_E < 1000).nonzero().squeeze(1)
-    seen = observe_all(pulses, ARRAY, config, known.chance(config))[index]
-    score = Likelihood(seen, layout, ARRAY, config).score(
-        known.rows(index, layout, double(ARRAY), config), torch.arange(index.numel())
-    )
-    free = 4 if is_track else 7
-    slope, information = score.gradient_SK[:, :free], score.fisher_SKK.diagonal(dim1=1, dim2=2)[:, :free].sum(0)
-    assert (slope.sum(0).abs() < 3.5 * information.sqrt()).all()
-    ratio = slope.square().sum(0) / information
-    assert (ratio > 0.4).all()
-    assert (ratio < 1.6).all()
-
-
-@pytest.mark.slow
-def test_likelihood_ratio_regions_of_bright_cascades_cover_the_truth() -> None:
-    config = replace(QUIET, track_fraction=0.0, noise_rate=CONFIG.noise_rate, burst_fraction=CONFIG.burst_fraction)
-    pulses, truth = simulate_block(90, seed=12, config=config)
-    index = (pulses.counts_E < 1000).nonzero().squeeze(1)
-    known, layout, every = Known.of(truth), Layout(False), torch.arange(index.numel())
-    likelihood = Likelihood(observe(pulses, ARRAY, config)[index], layout, ARRAY, config)
-    rows = known.rows(index, layout, double(ARRAY), config)
-    gain = 2 * (maximise(likelihood, rows, every, steps=25).value_S - likelihood.value(rows, every))
-    share = [float((gain < quantile).double().mean()) for quantile in (6.346, 12.017)]  # chi-square, 7 degrees
-    error = [math.sqrt(p * (1 - p) / index.numel()) for p in (0.5, 0.9)]
-    assert abs(share[0] - 0.5) < 3 * error[0]
-    assert abs(share[1] - 0.9) < 3 * error[1]
 
 
 def test_scan_directions_cover_the_sphere() -> None:

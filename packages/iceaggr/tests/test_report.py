@@ -1,55 +1,16 @@
-"""iceaggr.report and the columns behind its figures."""
+"""`iceaggr report`: the page and its files."""
 
 import csv
-import itertools
 import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
-from iceaggr import summaries
 from iceaggr.report import write_report
 from lab_shared.errors import UserError
 
-N = 3000
-
-
-def directions(rng, n):
-    vectors = rng.normal(size=(n, 3))
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-def angle(a, b):
-    return np.degrees(np.arctan2(np.linalg.norm(np.cross(a, b), axis=1), (a * b).sum(axis=1)))
-
 
 @pytest.fixture
-def predictions():
-    """N events of a predictor that is better where kappa is large, and of a worse one beside it."""
-    rng = np.random.default_rng(0)
-    true, kappa = directions(rng, N), np.exp(rng.normal(0.5, 1.0, N))
-    predicted = true * kappa[:, None] + rng.normal(size=(N, 3))
-    predicted /= np.linalg.norm(predicted, axis=1, keepdims=True)
-    line_fit = directions(rng, N)
-    return {
-        "event_id": np.arange(N),
-        "azimuth": np.arctan2(true[:, 1], true[:, 0]) % (2 * np.pi),
-        "zenith": np.arccos(true[:, 2]),
-        "pred_azimuth": np.arctan2(predicted[:, 1], predicted[:, 0]) % (2 * np.pi),
-        "pred_zenith": np.arccos(predicted[:, 2]),
-        "kappa": kappa,
-        "n_pulses": rng.integers(20, 400, N),
-        "error_deg": angle(true, predicted),
-        "linefit_error_deg": angle(true, line_fit),
-        "type": rng.integers(0, 2, N),
-        "energy": 10 ** rng.uniform(2, 6, N),
-    }
-
-
-@pytest.fixture
-def run(tmp_path, predictions):
+def run(tmp_path, predictions, isotropic):
     """A complete run folder."""
     folder = tmp_path / "quick-seed0"
     folder.mkdir()
@@ -78,7 +39,7 @@ def run(tmp_path, predictions):
     }
     evaluation = {
         "label": "simulated data",
-        "n_events": N,
+        "n_events": 3000,
         "predictors": {"random": {"mean_deg": 90.0}, "line_fit": {"mean_deg": 64.4}, "model": score},
         "by": {
             "n_pulses": [
@@ -100,8 +61,8 @@ def run(tmp_path, predictions):
         time=rng.integers(9000, 12000, 15),
         charge=np.ones(15, dtype=np.float32),
         auxiliary=rng.random(15) < 0.5,
-        true=directions(rng, 2),
-        predicted=directions(rng, 2),
+        true=isotropic(rng, 2),
+        predicted=isotropic(rng, 2),
         kappa=[1.0, 2.0],
     )
     return folder
@@ -193,7 +154,7 @@ def test_command_of_a_run_on_several_processes(run):
         ("predictions.npz", {"event_id": [1]}, "lacks azimuth"),
         (
             "predictions.npz",
-            {"error_deg": np.full(N, np.nan)},
+            {"error_deg": np.full(3000, np.nan)},
             "error_deg is not a finite number for 3000 of 3000",
         ),
         ("predictions.npz", {"kappa": np.ones(5)}, r"kappa has shape \(5,\)"),
@@ -214,115 +175,3 @@ def test_bad_files_are_named(run, predictions, name, content, message):
 def test_folder_that_is_no_run(tmp_path):
     with pytest.raises(UserError, match=r"no config\.json"):
         write_report(tmp_path)
-
-
-errors = arrays(np.float64, st.integers(1, 60), elements=st.floats(0, 180))
-
-
-@given(errors)
-@settings(max_examples=50)
-def test_error_distribution_is_a_distribution(error):
-    columns = summaries.error_distribution({"model": error})
-    width = columns["high_deg"] - columns["low_deg"]
-    assert np.isclose((columns["model density"] * width).sum(), 1)
-    assert np.isclose((columns["random density"] * width).sum(), 1)
-    naive = [(error < high).mean() if high < 180 else 1.0 for high in columns["high_deg"]]
-    np.testing.assert_allclose(columns["model cumulative"], naive, atol=1e-12)
-
-
-def test_random_law_matches_random_directions():
-    rng = np.random.default_rng(2)
-    columns = summaries.error_distribution({"model": angle(directions(rng, 50_000), directions(rng, 50_000))})
-    np.testing.assert_allclose(columns["model cumulative"], columns["random cumulative"], atol=0.01)
-
-
-@given(arrays(np.int64, st.integers(1, 200), elements=st.integers(5, 40)))
-@settings(max_examples=50)
-def test_quantile_edges_hold_every_value(x):
-    edges = summaries.quantile_edges(x, (0, 0.25, 0.5, 0.9, 1))
-    assert (np.diff(edges) > 0).all()
-    assert edges[0] <= x.min()
-    assert x.max() <= edges[-1]
-
-
-def test_resolution_matches_a_loop():
-    rng = np.random.default_rng(3)
-    x, error = rng.integers(0, 51, 500), rng.uniform(0, 180, 500)
-    edges = np.array([0.0, 10, 11, 30, 50])
-    columns = summaries.resolution(x, {"model": error}, edges)
-    row = 0
-    for low, high in itertools.pairwise(edges):
-        members = [e for v, e in zip(x, error, strict=True) if low <= v < high or v == high == 50]
-        if len(members) < summaries.MIN_EVENTS:
-            continue
-        assert (columns["low"][row], columns["high"][row], columns["events"][row]) == (
-            low,
-            high,
-            len(members),
-        )
-        assert columns["model median"][row] == np.median(members)
-        assert columns["model p16"][row] == np.quantile(members, 0.16)
-        row += 1
-    assert row == len(columns["x"]) == 3, "the narrow bin has too few events"
-
-
-def test_sharpness_matches_a_loop(predictions):
-    error, kappa = predictions["error_deg"], predictions["kappa"]
-    columns = summaries.sharpness(kappa, {"model": error, "line fit": predictions["linefit_error_deg"]}, steps=7)
-    ranked = sorted(range(N), key=lambda i: -kappa[i])
-    for i, fraction in enumerate(columns["fraction"]):
-        kept = ranked[: round(fraction * N)]
-        assert np.isclose(columns["model"][i], np.mean(error[kept]))
-        assert np.isclose(columns["line fit"][i], np.mean(predictions["linefit_error_deg"][kept]))
-        assert columns["kappa"][i] == kappa[kept].min()
-    assert (columns["ideal"] <= columns["model"] + 1e-9).all()
-    assert np.isclose(columns["ideal"][-1], columns["model"][-1])
-
-
-def test_sky_matches_a_loop(predictions):
-    p = predictions
-    columns = summaries.sky(p["azimuth"], p["zenith"], p["error_deg"], p["pred_zenith"])
-    assert columns["events"].sum() == N
-    azimuth, cos_zenith = np.degrees(p["azimuth"]), np.cos(p["zenith"])
-    for i in range(0, len(columns["events"]), 7):
-        inside = (azimuth >= columns["azimuth_low_deg"][i]) & (azimuth < columns["azimuth_high_deg"][i])
-        inside &= (cos_zenith >= columns["cos_zenith_low"][i]) & (cos_zenith < columns["cos_zenith_high"][i])
-        assert columns["events"][i] == inside.sum()
-        if inside.sum() >= summaries.MIN_EVENTS:
-            assert np.isclose(columns["mean error"][i], p["error_deg"][inside].mean())
-            bias = np.degrees((p["pred_zenith"] - p["zenith"])[inside].mean())
-            assert np.isclose(columns["zenith bias"][i], bias)
-        else:
-            assert np.isnan(columns["mean error"][i])
-
-
-def test_sky_takes_the_poles_and_the_seam():
-    azimuth = np.array([0.0, 2 * np.pi, -1e-18, np.pi])
-    columns = summaries.sky(azimuth, np.array([0.0, np.pi, np.pi / 2, 0.0]), np.ones(4), np.ones(4))
-    assert columns["events"].sum() == 4
-
-
-def test_zenith_response_of_a_blind_and_of_a_perfect_predictor():
-    rng = np.random.default_rng(4)
-    zenith, blind = np.arccos(rng.uniform(-1, 1, (2, 60_000)))
-    density = summaries.zenith_response(zenith, blind, bins=10)["density"]
-    np.testing.assert_allclose(density, 0.5, atol=0.06)
-    columns = summaries.zenith_response(zenith, zenith, bins=10)
-    np.testing.assert_allclose(columns["density"].reshape(10, 10), 5 * np.eye(10))
-    assert np.abs(summaries.zenith_bias(zenith, zenith)["model bias"]).max() == 0
-
-
-def test_zenith_bias_sign_and_error():
-    zenith = np.full(100, 2.0)
-    up = np.arccos(np.cos(2.0) + np.tile([0.1, 0.3], 50))
-    columns = summaries.zenith_bias(zenith, up)
-    np.testing.assert_allclose(columns["model bias"], [0.2])
-    np.testing.assert_allclose(columns["model standard error"], [0.1 * np.sqrt(100 / 99) / 10])
-
-
-@given(arrays(np.float64, st.integers(1, 150), elements=st.floats(-1e3, 1e3)))
-@settings(max_examples=50)
-def test_smooth_matches_a_loop(values):
-    reach = max(1, len(values) // 50)
-    naive = [values[max(0, i - reach) : i + reach + 1].mean() for i in range(len(values))]
-    np.testing.assert_allclose(summaries.smooth(values), naive, atol=1e-7)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from iceaggr.calibrate import Calibration
 from iceaggr.calibration import Levels
-from iceaggr.skymap import _from_plane, _tangents, _to_plane, sky_map, text, write_skymap
+from iceaggr.skymap import sky_map, text
+from iceaggr.skymap_files import _from_plane, _tangents, _to_plane, write_skymap
 from iceaggr.uncertainty import Mixture, containment, sphere_grid
 from lab_shared.errors import UserError
 

@@ -126,7 +126,10 @@ def study(name: str) -> Study:
         variants["all"] = Variant(with_parts(small, *V3_PARTS))
         variants["kept"] = Variant(with_parts(small, *V3_KEPT))
         contrasts = [Contrast(part, "base", f"v2 with {part} against v2") for part in (*V3_PARTS, "all", "kept")]
-        contrasts += [Contrast("adamw", "base", "AdamW against Muon"), Contrast("kept", "all", "the winners against all")]
+        contrasts += [
+            Contrast("adamw", "base", "AdamW against Muon"),
+            Contrast("kept", "all", "the winners against all"),
+        ]
         return Study(name, variants, tuple(contrasts))
     if name == "scale":
         sizes = {

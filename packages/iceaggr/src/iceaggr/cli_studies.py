@@ -89,7 +89,7 @@ def add_studies(add: Add) -> None:
     sub.add_argument("--recipe", choices=("package", "seed"), default="package", help="seed: AdamW on the angle")
     sub.add_argument("--out", type=Path, metavar="DIR", help="default: runs/iceaggr/ablate-STUDY; done runs are kept")
     sub.add_argument("--store", metavar="DIR", help="where simulated events are kept, default data/iceaggr")
-    sub.add_argument("--tokens-per-batch", type=positive_int, metavar="N", help="as of train; fewer are more, smaller steps")
+    sub.add_argument("--tokens-per-batch", type=positive_int, metavar="N", help="fewer: more, smaller steps")
     sub.add_argument("--stream", action="store_true", help="simulate while training, no event twice, none on disk")
     engine_flags(sub)
     dry_run_flag(sub)

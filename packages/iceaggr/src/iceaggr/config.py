@@ -211,7 +211,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         _seed(arch="hierarchical", d_hidden=512),
     ),
     "v3": (
-        "Small v2 with what won against it, 560,139 parameters: Fourier and event-relative features, 6 rotations averaged.",
+        "Small v2 with what won against it, 560,139 parameters: Fourier and event-relative features, 6 rotations.",
         with_parts(_seed(), *V3_KEPT),
     ),
 }

@@ -1,9 +1,6 @@
 """Prometheus parquet files as a Kaggle-format folder: `iceaggr convert FILE.parquet ... --out DIR`.
 
-A file of Prometheus (arXiv:2304.14526) has a row per simulated neutrino with two structs. `photons` holds lists, one
-entry per detected photon: sensor_pos_x, _y, _z (m), string_id, sensor_id, t (ns), and in derived sets charge (p.e.).
-`mc_truth` holds initial_state_zenith, _azimuth, _energy (GeV), _type (PDG), _x, _y, _z and interaction (1: charged
-current). What Kaggle's files have beside is made here:
+A file (`iceaggr.prometheus_files`) has photons and the truth; what Kaggle's files have beside is made here:
 
 - pulses: photons on one sensor in the same bin of `merge_ns`, at the first one's time, their charges (1 each) added up;
 - clock: the first pulse in local coincidence (of all, where none is) is at 9867 ns, as in the real files;
@@ -28,19 +25,27 @@ from lab_shared.files import atomic_write, make_folder
 from lab_shared.progress import Counter
 
 from iceaggr.data.kaggle import TRUTH_FILE, write_batch, write_meta
-from iceaggr.data.parquet import named_errors, scan, write_table
+from iceaggr.data.parquet import write_table
 from iceaggr.data.pulses import Pulses
-from iceaggr.data.schema import N_SENSORS, DataError, Events, MissingColumnError
-from iceaggr.directions import angles_to_vector, vector_to_angles
+from iceaggr.data.schema import N_SENSORS, Events
+from iceaggr.directions import vector_to_angles
 from iceaggr.geometry import DOMS_PER_STRING, SURFACE_Z, Geometry, icecube86, write_geometry_csv
+from iceaggr.prometheus_files import (
+    PHOTONS,
+    check_layout,
+    count_rows,
+    labels_of,
+    photons_of,
+    read_block,
+    sensor_keys,
+    truth_of,
+)
 
 if TYPE_CHECKING:
     import polars as pl
 
 TRIGGER_NS = 9867
 EVENTS_PER_FILE = 50_000
-_PHOTONS = ("sensor_pos_x", "sensor_pos_y", "sensor_pos_z", "string_id", "sensor_id", "t")
-_TRUTH = ("initial_state_zenith", "initial_state_azimuth")
 _SAME_PLACE = 0.5  # m: sensors this close to an IceCube DOM are that DOM
 _TRUTH_COLUMNS = {"event_id": "Int64", "type": "String", **dict.fromkeys(("energy", "x", "y", "z"), "Float64")}
 
@@ -70,15 +75,15 @@ def convert(
     sensors = _Sensors.of(files)
     events: dict[int, Events] = {}
     truth: list[pl.DataFrame | None] = []
-    total = sum(_rows(file) for file in files)
+    total = sum(count_rows(file) for file in files)
     done = kept = agreeing = fitted = 0
     make_folder(out / "train")
     with Counter("converting", total, "events") as counter:
         for file in files:
-            for first in range(0, _rows(file), events_per_file):
-                block = _block(file, first, events_per_file)
+            for first in range(0, count_rows(file), events_per_file):
+                block = read_block(file, first, events_per_file)
                 pulses, rows = _pulses(block, done, sensors, merge_ns)
-                labels = _labels(block, rows, direction, file)
+                labels = labels_of(block, rows, direction, file)
                 done += block.height
                 counter.show(done)
                 if not rows.size:
@@ -89,7 +94,7 @@ def convert(
                 starts = pulses.offsets_E1[:-1].numpy()
                 azimuth, zenith = vector_to_angles(labels)
                 events[batch] = Events(pulses.event_id_E.numpy(), starts, ends, azimuth, zenith)
-                truth.append(_truth(block, rows, pulses.event_id_E.numpy()))
+                truth.append(truth_of(block, rows, pulses.event_id_E.numpy()))
                 kept += rows.size
                 cosine_E = _line_fit_cosine(pulses, sensors.geometry.xyz, labels)
                 agreeing, fitted = agreeing + int((cosine_E > 0).sum()), fitted + cosine_E.size
@@ -130,11 +135,11 @@ class _Sensors:
         """From the photons of all files, block by block."""
         found: dict[int, tuple[float, float, float]] = {}
         for file in files:
-            _check(file)
-            for first in range(0, _rows(file), EVENTS_PER_FILE):
-                photons = _photons(_block(file, first, EVENTS_PER_FILE)).unique(["string_id", "sensor_id"])
-                keys = _keys(photons).tolist()
-                found |= dict(zip(keys, photons.select(_PHOTONS[:3]).iter_rows(), strict=True))
+            check_layout(file)
+            for first in range(0, count_rows(file), EVENTS_PER_FILE):
+                photons = photons_of(read_block(file, first, EVENTS_PER_FILE)).unique(["string_id", "sensor_id"])
+                keys = sensor_keys(photons).tolist()
+                found |= dict(zip(keys, photons.select(PHOTONS[:3]).iter_rows(), strict=True))
         if not found:
             raise UserError(f"no event of {', '.join(map(str, files))} has a photon: nothing to convert")
         if len(found) > N_SENSORS:
@@ -142,7 +147,7 @@ class _Sensors:
         return cls(np.array(list(found)), np.array(list(found.values()), dtype=np.float64))
 
     def of_photons(self, photons: pl.DataFrame) -> np.ndarray:
-        return self.ids[np.searchsorted(self.keys, _keys(photons))]
+        return self.ids[np.searchsorted(self.keys, sensor_keys(photons))]
 
 
 def _place(keys: np.ndarray, xyz: np.ndarray) -> tuple[np.ndarray, Geometry, bool]:
@@ -166,54 +171,9 @@ def _place(keys: np.ndarray, xyz: np.ndarray) -> tuple[np.ndarray, Geometry, boo
     return ids, replace(known, xyz=positions), False
 
 
-def _check(file: Path) -> None:
-    """Raise MissingColumnError or DataError for a file that is not laid out as the docstring says."""
-    import polars as pl
-
-    schema = scan(file).collect_schema()
-    for struct, names in (("photons", _PHOTONS), ("mc_truth", _TRUTH)):
-        if struct not in schema:
-            raise MissingColumnError(f"no column {struct!r}; it has {', '.join(schema.names())}", file=file)
-        kind = schema[struct]
-        if not isinstance(kind, pl.Struct):
-            raise DataError(f"column {struct!r} is {kind} and not a struct", file=file)
-        found = [field.name for field in kind.fields]
-        if absent := [name for name in names if name not in found]:
-            raise MissingColumnError(f"{struct} lacks {', '.join(absent)}; it has {', '.join(found)}", file=file)
-
-
-def _rows(file: Path) -> int:
-    import polars as pl
-
-    with named_errors(file):
-        return int(scan(file).select(pl.len()).collect().item())
-
-
-def _block(file: Path, first: int, n: int) -> pl.DataFrame:
-    with named_errors(file):
-        return scan(file).select("photons", "mc_truth").slice(first, n).collect()
-
-
-def _photons(block: pl.DataFrame) -> pl.DataFrame:
-    """One row per photon: row of its event in the block, the columns of `_PHOTONS`, charge."""
-    import polars as pl
-
-    lists = block.select("photons").unnest("photons")
-    names = [*_PHOTONS, *(["charge"] if "charge" in lists.columns else [])]
-    # an event without light may hold a null or an empty list
-    table = lists.select(names).with_row_index("row").explode(names).drop_nulls(["t"])
-    return table if "charge" in names else table.with_columns(charge=pl.lit(1.0))
-
-
-def _keys(photons: pl.DataFrame) -> np.ndarray:
-    """string_id << 32 | sensor_id, int64."""
-    string, sensor = (photons[name].cast(int).to_numpy() for name in ("string_id", "sensor_id"))
-    return (string.astype(np.int64) << 32) | sensor
-
-
 def _pulses(block: pl.DataFrame, first_id: int, sensors: _Sensors, merge_ns: int) -> tuple[Pulses, np.ndarray]:
     """(pulses, rows of the block they belong to); unlabelled."""
-    photons = _photons(block)
+    photons = photons_of(block)
     row, sensor = photons["row"].to_numpy().astype(np.int64), sensors.of_photons(photons)
     time, charge = photons["t"].to_numpy().astype(np.float64), photons["charge"].to_numpy().astype(np.float64)
     order = np.lexsort((time, sensor, row))
@@ -261,32 +221,6 @@ def coincident(row_P: np.ndarray, sensor_P: np.ndarray, time_P: np.ndarray) -> n
     clock_P = torch.from_numpy(np.minimum(time_P - first[row_P], (1 << 17) - 1))
     near_P, _ = coincidence(dom_P, clock_P, SimConfig())
     return ~auxiliary(dom_P, clock_P, near_P, SimConfig()).numpy()
-
-
-def _labels(block: pl.DataFrame, rows: np.ndarray, direction: str, file: Path) -> np.ndarray:
-    """(E, 3) unit vectors to where the neutrinos came from."""
-    truth = block.select("mc_truth").unnest("mc_truth").select(_TRUTH)[rows]
-    zenith, azimuth = (truth[name].cast(float).to_numpy() for name in _TRUTH)
-    if not (np.isfinite(zenith).all() and np.isfinite(azimuth).all()):
-        raise DataError("an initial_state_zenith or _azimuth is missing or not finite", file=file)
-    vector_E3 = angles_to_vector(azimuth, zenith)
-    return -vector_E3 if direction == "travel" else vector_E3
-
-
-def _truth(block: pl.DataFrame, rows: np.ndarray, event_id: np.ndarray) -> pl.DataFrame | None:
-    """event_id, type (track: charged-current muon neutrino), energy and vertex; None where the file does not say."""
-    import polars as pl
-
-    names = ("type", "energy", "x", "y", "z")
-    table = block.select("mc_truth").unnest("mc_truth")[rows]
-    if not {"interaction", *(f"initial_state_{name}" for name in names)} <= set(table.columns):
-        return None
-    track = (pl.col("initial_state_type").abs() == 14) & (pl.col("interaction") == 1)
-    return table.select(
-        pl.Series("event_id", event_id),
-        type=pl.when(track).then(pl.lit("track")).otherwise(pl.lit("cascade")),
-        **{name: pl.col(f"initial_state_{name}").cast(pl.Float64) for name in names[1:]},
-    )
 
 
 def _line_fit_cosine(pulses: Pulses, xyz: np.ndarray, origin_E3: np.ndarray) -> np.ndarray:

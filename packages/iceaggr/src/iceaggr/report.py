@@ -21,8 +21,8 @@ from lab_shared.report_files import csv_text, flat_rows, keep_figure
 
 from iceaggr import calibrate, display, figures, resolution, summaries
 from iceaggr.geometry import icecube86
-from iceaggr.report_text import all_keys, cell, command_line, heading, words
-from iceaggr.run_files import RunFiles, display_events, read_run, series
+from iceaggr.report_text import command_line, containment_table, group_table, predictor_means, predictor_table, words
+from iceaggr.run_files import RunFiles, display_events, read_run, series, series_columns
 from iceaggr.summaries import Array, Columns
 
 _TYPES = {0: "cascade", 1: "track"}
@@ -61,11 +61,9 @@ class _Report:
         )
         self.figures = run.folder / "figures"
         make_folder(self.figures)
-        self.errors_of: dict[str, Array] = {}
-        if run.predictions is not None:
-            self.errors_of["model"] = run.predictions["error_deg"]
-            if "linefit_error_deg" in run.predictions:
-                self.errors_of["line fit"] = run.predictions["linefit_error_deg"]
+        found = run.predictions or {}
+        columns = {"model": "error_deg", "line fit": "linefit_error_deg"}
+        self.errors_of: dict[str, Array] = {name: found[key] for name, key in columns.items() if key in found}
 
     def result(self) -> None:
         self.page.section("Result")
@@ -74,19 +72,10 @@ class _Report:
             self._absent("the table of predictors", "evaluation.json", "run `iceaggr evaluate`")
             return
         predictors, n = evaluation["predictors"], evaluation["n_events"]
-        means = [
-            f"{words(name)} {cell(row['mean_deg'], brackets=False)}"
-            for name, row in predictors.items()
-            if "mean_deg" in row
-        ]
-        self.page.text(f"Mean opening angle on {n:,} held-out events of **{label}**: **{'**, **'.join(means)}**.")
-        keys = all_keys(predictors.values())
-        if "median_deg" in keys and "p50" in keys:
-            keys.remove("p50")
-        rows = [[words(name), *(cell(row.get(key)) for key in keys), label] for name, row in predictors.items()]
+        means = "**, **".join(predictor_means(predictors))
+        self.page.text(f"Mean opening angle on {n:,} held-out events of **{label}**: **{means}**.")
         self.page.table(
-            ["predictor", *map(heading, keys), "on"],
-            rows,
+            *predictor_table(predictors, label),
             "Opening angle between the predicted and the true direction. In brackets: bootstrap interval.",
             highlight={i for i, name in enumerate(predictors) if name == "model"},
         )
@@ -100,13 +89,8 @@ class _Report:
             self.page.text(f"Left out: {self.run.bad_lines} unreadable line(s) of `metrics.jsonl`.")
         levels = {name: float(error.mean()) for name, error in self.errors_of.items() if name != "model"}
         self._curve("loss", "loss", "Training objective.", "half")
-        self._curve(
-            "angle_deg",
-            "mean opening angle (°)",
-            "Mean opening angle; dashed: predictors without training.",
-            "half",
-            references=levels | {"random": 90.0},
-        )
+        caption = "Mean opening angle; dashed: predictors without training."
+        self._curve("angle_deg", "mean opening angle (°)", caption, "half", references=levels | {"random": 90.0})
         self._curve("lr", "learning rate", "Learning rate.", "third")
         self._curve("grad_norm", "gradient norm", "Gradient norm before clipping.", "third")
         self._curve("events_per_s", "events / s", "Training throughput.", "third")
@@ -237,9 +221,7 @@ class _Report:
             return
         self.page.section("Tables")
         for name, rows in groups.items():
-            keys = all_keys(rows)
-            cells = [[cell(row.get(key), degrees=key.endswith("_deg")) for key in keys] for row in rows]
-            self.page.table([*map(heading, keys)], cells, f"Opening angle by {words(name)}, {self.run.label}.")
+            self.page.table(*group_table(rows), f"Opening angle by {words(name)}, {self.run.label}.")
 
     def setup(self) -> None:
         self.page.section("Set-up")
@@ -261,13 +243,8 @@ class _Report:
         if not found:
             self.page.text(f"Not shown: {ylabel}, because no line of `metrics.jsonl` has `{key}`.")
             return
-        columns = {
-            "step": np.concatenate([steps for steps, _ in found.values()]),
-            "split": np.repeat(list(found), [len(steps) for steps, _ in found.values()]),
-            key: np.concatenate([values for _, values in found.values()]),
-        }
         figure = figures.curve(found, ylabel, width=4.6 if width == "half" else 3.1, references=references)
-        self._figure(f"training_{key}", figure, columns, caption, width)
+        self._figure(f"training_{key}", figure, series_columns(found, key), caption, width)
 
     def _types(self, kind: Array, error_deg: Array) -> None:
         errors_of = {name: error_deg[kind == code] for code, name in _TYPES.items()}
@@ -296,16 +273,8 @@ class _Report:
                 self._figure(f"resolution_by_type_{quantity}", figure, columns, caption)
         columns = resolution.select(table, "contained")
         if len(columns["x"]):
-            cells = [
-                [group, "inside" if low else "outside", n, f"{m:.1f} [{a:.1f}, {b:.1f}]", f"{e:.1f} [{c:.1f}, {d:.1f}]"]
-                for group, low, n, m, a, b, e, c, d in zip(
-                    *(columns[name] for name in ("group", "low", "events", "median", "median_low", "median_high")),
-                    *(columns[name] for name in ("mean", "mean_low", "mean_high")),
-                    strict=True,
-                )
-            ]
             caption = f"Opening angle (°) by containment of the interaction, 95% intervals, {self.run.label}."
-            self.page.table(["type", "interaction", "events", "median", "mean"], cells, caption, align="llrrr")
+            self.page.table(*containment_table(columns), caption, align="llrrr")
 
     def _resolution(self, name: str, x: Array, xlabel: str, edges: Array | None = None, *, log: bool = False) -> None:
         edges = summaries.quantile_edges(x, _BIN_LEVELS) if edges is None else edges

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from iceaggr.summaries import Columns
 
 
 def command_line(argv: list[str], processes: int) -> str:
@@ -41,3 +43,35 @@ def heading(key: str) -> str:
 def all_keys(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Keys of all rows, in order of first appearance."""
     return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def predictor_means(predictors: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Name and mean angle, in words, of every predictor of evaluation.json that has one."""
+    means = {name: row["mean_deg"] for name, row in predictors.items() if "mean_deg" in row}
+    return [f"{words(name)} {cell(mean, brackets=False)}" for name, mean in means.items()]
+
+
+def predictor_table(predictors: Mapping[str, Mapping[str, Any]], label: str) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of the predictors of evaluation.json; the last column says which data they saw."""
+    keys = all_keys(predictors.values())
+    if "median_deg" in keys and "p50" in keys:
+        keys.remove("p50")
+    rows = [[words(name), *(cell(row.get(key)) for key in keys), label] for name, row in predictors.items()]
+    return ["predictor", *map(heading, keys), "on"], rows
+
+
+def group_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of one group of bins of evaluation.json."""
+    keys = all_keys(rows)
+    cells = [[cell(row.get(key), degrees=key.endswith("_deg")) for key in keys] for row in rows]
+    return [*map(heading, keys)], cells
+
+
+def containment_table(columns: Columns) -> tuple[list[str], list[list[Any]]]:
+    """Headings and rows of `iceaggr.resolution.select(table, "contained")`: median and mean with their intervals."""
+    names = ("group", "low", "events", "median", "median_low", "median_high", "mean", "mean_low", "mean_high")
+    cells = [
+        [group, "inside" if low else "outside", n, f"{m:.1f} [{a:.1f}, {b:.1f}]", f"{e:.1f} [{c:.1f}, {d:.1f}]"]
+        for group, low, n, m, a, b, e, c, d in zip(*(columns[name] for name in names), strict=True)
+    ]
+    return ["type", "interaction", "events", "median", "mean"], cells

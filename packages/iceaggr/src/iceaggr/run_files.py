@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from lab_shared.errors import UserError
 from lab_shared.report_files import read_object
 
 from iceaggr.display_data import Event
-from iceaggr.summaries import Array
+from iceaggr.summaries import Array, Columns
 
 _PREDICTIONS = ("azimuth", "zenith", "pred_azimuth", "pred_zenith", "error_deg", "n_pulses")
 _DISPLAY = ("event_id", "offsets", "x", "y", "z", "time", "charge", "auxiliary", "true", "predicted")
@@ -73,6 +74,15 @@ def series(metrics: list[dict[str, Any]], split: str, key: str) -> tuple[Array, 
     pairs = {int(m["step"]): float(m[key]) for m in lines if math.isfinite(m[key])}
     steps = np.array(sorted(pairs), dtype=np.int64)
     return steps, np.array([pairs[step] for step in steps.tolist()], dtype=np.float64)
+
+
+def series_columns(found: Mapping[str, tuple[Array, Array]], key: str) -> Columns:
+    """The `series` of one key in several splits, {split: (steps, values)}, one below the other."""
+    return {
+        "step": np.concatenate([steps for steps, _ in found.values()]),
+        "split": np.repeat(list(found), [len(steps) for steps, _ in found.values()]),
+        key: np.concatenate([values for _, values in found.values()]),
+    }
 
 
 def display_events(arrays: dict[str, Array]) -> list[Event]:

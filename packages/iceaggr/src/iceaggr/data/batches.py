@@ -18,16 +18,16 @@ from typing import Any, Self
 import numpy as np
 import torch
 from lab_shared.errors import UserError
-from torch import Tensor
 
 from iceaggr.config import ModelConfig
 from iceaggr.data.cache import EventCache
-from iceaggr.data.features import Tables, build_tokens, tokens_per_event
+from iceaggr.data.features import Tables
 from iceaggr.data.order import EventOrder, Position, cut, default_capacity, rng
 from iceaggr.data.packing import PackedPulses
-from iceaggr.data.prefetch import handed_over, prefetched
+from iceaggr.data.prefetch import default_depth, handed_over, on_device, prefetched, with_index
 from iceaggr.data.pulses import TokenBatch
 from iceaggr.data.storefiles import checksum
+from iceaggr.data.tokens import build_tokens, tokens_per_event
 
 # A store goes onto the GPU when it takes at most this share of the memory that is free there.
 _RESIDENT_SHARE = 0.25
@@ -265,16 +265,6 @@ def checked_tokens(cache: EventCache, events: np.ndarray, config: ModelConfig, t
     return tokens_E
 
 
-def default_depth(device: torch.device) -> int:
-    """Batches to make ahead. On a CPU a thread would only take cores from the model."""
-    return 2 if device.type == "cuda" else 0
-
-
-def with_index(device: torch.device | str) -> torch.device:
-    """cuda becomes cuda:0 (or whichever is current), which other threads do not know."""
-    return torch.empty(0, device=device).device
-
-
 def near(cache: EventCache, device: torch.device) -> EventCache:
     """The store itself, or its copy on the GPU where that takes a small part of the free memory."""
     if device.type != "cuda" or cache.device == device:
@@ -302,10 +292,3 @@ def _tokens(
         rotation_E=on_device(rotation_E, device),
         index_E=gathered.index_E,
     )
-
-
-def on_device(x: np.ndarray | None, device: torch.device) -> Tensor | None:
-    if x is None:
-        return None
-    tensor = torch.from_numpy(x)
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

@@ -120,6 +120,13 @@ def _group_on_cpu(pulses: Pulses, n_doms: int | None) -> Doms:
     return Doms(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
+def segment_sums(x_P: Tensor, first_N: Tensor, ends_N: Tensor) -> Tensor:
+    """Exact int64 sums of integers (or booleans) over the non-empty segments first_N to ends_N, exclusive."""
+    running_P = x_P.cumsum(0)
+    start_N = running_P.index_select(0, first_N) - x_P.index_select(0, first_N).to(torch.int64)
+    return running_P.index_select(0, ends_N - 1) - start_N
+
+
 def doms_per_event(pulses: Pulses) -> np.ndarray:
     """Hit DOMs of each event, (E,) uint16, of pulses on the CPU; in pieces, so that a 33M-pulse file needs
     little memory.

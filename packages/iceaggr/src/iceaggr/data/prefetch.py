@@ -1,4 +1,4 @@
-"""A background thread that keeps a few items ready."""
+"""A background thread that keeps a few items ready, and what crosses from the host to its device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Generator
 from contextlib import suppress
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -71,3 +73,21 @@ def handed_over(batch: T) -> T:
         if isinstance(x, torch.Tensor) and x.is_cuda:
             x.record_stream(torch.cuda.current_stream(x.device))
     return batch
+
+
+def default_depth(device: torch.device) -> int:
+    """Batches to make ahead. On a CPU a thread would only take cores from the model."""
+    return 2 if device.type == "cuda" else 0
+
+
+def with_index(device: torch.device | str) -> torch.device:
+    """cuda becomes cuda:0 (or whichever is current), which other threads do not know."""
+    return torch.empty(0, device=device).device
+
+
+def on_device(x: np.ndarray | None, device: torch.device) -> Tensor | None:
+    """The array on the device, through page-locked memory to a GPU so that nobody waits; None stays None."""
+    if x is None:
+        return None
+    tensor = torch.from_numpy(x)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

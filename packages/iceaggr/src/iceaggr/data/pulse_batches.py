@@ -17,22 +17,15 @@ import torch
 from torch import Tensor
 
 from iceaggr.config import ModelConfig
-from iceaggr.data.batches import (
-    Gathered,
-    TokenBatches,
-    checked_tokens,
-    default_depth,
-    near,
-    on_device,
-    with_index,
-)
+from iceaggr.data.batches import Gathered, TokenBatches, checked_tokens, near
 from iceaggr.data.cache import EventCache
-from iceaggr.data.features import LIGHT_SPEED, Tables, rotate_z, targets, tokens_per_event
+from iceaggr.data.features import LIGHT_SPEED, Tables, rotate_z
 from iceaggr.data.grouping import Doms, group_doms
 from iceaggr.data.order import Position, default_capacity
-from iceaggr.data.prefetch import handed_over, prefetched
+from iceaggr.data.prefetch import default_depth, handed_over, on_device, prefetched, with_index
 from iceaggr.data.pulses import Pulses
 from iceaggr.data.rows import SEQUENCE, attended_bound, count_attended, lay_out, plan_rows
+from iceaggr.data.tokens import targets, tokens_per_event
 
 PULSE_FEATURES = ("time", "charge", "auxiliary", "near_time")
 """The seed's t', q' and a' of a pulse (`iceaggr.data.features.seed_vectors`). The seed does not say what its fourth is;

@@ -53,6 +53,10 @@ class Pulses:
             torch.arange(self.n_events, device=self.device), self.counts_E, output_size=self.n_pulses
         )
 
+    def charge_steps_P(self) -> Tensor:
+        """Charges as int64 multiples of 0.025 p.e., at least 1."""
+        return (self.charge_P.to(torch.float64) * 40).round().clamp(min=1).to(torch.int64)
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Pulses:
         moved: dict[str, Any] = {
             f.name: None if (x := getattr(self, f.name)) is None else x.to(device, non_blocking=non_blocking)

@@ -17,15 +17,16 @@ import numpy as np
 import torch
 
 from iceaggr.config import ModelConfig
-from iceaggr.data.batches import BatchError, default_depth, on_device, with_index
+from iceaggr.data.batches import BatchError
 from iceaggr.data.cache import EventCache
-from iceaggr.data.features import Tables, build_tokens, tokens_per_event
+from iceaggr.data.features import Tables
 from iceaggr.data.grouping import group_doms
 from iceaggr.data.kaggle import slice_events
 from iceaggr.data.order import cut, default_capacity, rng
 from iceaggr.data.packing import pack
-from iceaggr.data.prefetch import handed_over, prefetched
+from iceaggr.data.prefetch import default_depth, handed_over, on_device, prefetched, with_index
 from iceaggr.data.pulses import Pulses, TokenBatch
+from iceaggr.data.tokens import build_tokens, tokens_per_event
 from iceaggr.geometry import Geometry
 from iceaggr.sim.config import SimConfig
 from iceaggr.sim.events import simulate_block
