@@ -192,6 +192,7 @@ def test_plan_from_a_run_on_two_processes(tmp_path, monkeypatch):
     assert result["speed"]["events_per_s"] == 500
     assert result["speed"]["scaling_measured"]
     assert result["preset"] == "small"
+    assert plan(1000, record=tmp_path)["gpus"] == 2
     with pytest.raises(UserError, match="ran on 2 processes"):
         plan(1000, gpus=1, record=tmp_path)
 

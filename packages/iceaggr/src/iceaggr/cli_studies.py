@@ -75,8 +75,8 @@ def add_studies(add: Add) -> None:
     sub.add_argument("--events", type=positive_int, default=131_953_924, metavar="N", help="default: all of Kaggle's")
     sub.add_argument("--epochs", type=float, default=4.0)
     sub.add_argument("--preset", default="5M", help="a preset the record has a training speed of")
-    sub.add_argument("--gpus", type=positive_int, default=1, metavar="N")
-    sub.add_argument("--record", type=Path, metavar="JSON", help="what `iceaggr bench --out` wrote on your machine")
+    sub.add_argument("--gpus", type=positive_int, metavar="N", help="default: 1, or those of the run")
+    sub.add_argument("--record", type=Path, metavar="PATH", help="what `iceaggr bench --out` wrote, or a run")
     json_flag(sub)
 
     sub = add("ablate", _ablate, "Train the variants of a study on one simulated store and compare them.")

@@ -29,13 +29,13 @@ PULSES_PER_EVENT = 164.4
 
 
 def plan(
-    events: int, *, epochs: float = 4.0, preset: str = "5M", gpus: int = 1, record: Path | None = None
+    events: int, *, epochs: float = 4.0, preset: str = "5M", gpus: int | None = None, record: Path | None = None
 ) -> dict[str, Any]:
     """Disk (bytes), memory (bytes) and time (s) of training `preset` on so many events; a table under "text".
 
-    record: bench JSON of one GPU, or the folder of a run on `gpus` processes. With a bench record more GPUs get the
-    time of perfect scaling, marked as a bound. An epoch takes as long as the slower of the model and the reading of the
-    events, each GPU's process reading its own share.
+    record: bench JSON of one GPU, or the folder of a run on as many processes as there are to be GPUs. gpus: by default
+    those of the run, or one. With a bench record more GPUs get the time of perfect scaling, marked as a bound. An epoch
+    takes as long as the slower of the model and the reading of the events, each GPU's process reading its own share.
 
     Raises:
         UserError: no such preset or record, or the record lacks a speed that is needed.
@@ -46,8 +46,9 @@ def plan(
     measured = record is not None and record.is_dir()
     if measured:
         assert record is not None
-        rate, preset, said = _run_rate(record, gpus)
+        rate, preset, said, gpus, device = _run_rate(record, gpus)
     else:
+        gpus, device = gpus or 1, bench["environment"]["device"]
         rate = gpus * _row(bench, f"train {preset}")["events_per_s"]
         said = f"train {preset}" + (f", times {gpus}: an upper bound, not measured" if gpus > 1 else "")
     store = _row(bench, "cache")["last"]
@@ -61,7 +62,7 @@ def plan(
         "epochs": epochs,
         "preset": preset,
         "gpus": gpus,
-        "device": bench["environment"]["device"],
+        "device": device,
         "speed": {"events_per_s": rate, "source": said, "scaling_measured": measured or gpus == 1},
         "disk": {
             "source_bytes": events * KAGGLE_BYTES / KAGGLE_EVENTS,
@@ -151,18 +152,27 @@ def _row(bench: dict[str, Any], stage: str) -> dict[str, Any]:
     raise UserError(f"the record has no stage {stage!r}, but {known}: give --preset or another --record")
 
 
-def _run_rate(folder: Path, gpus: int) -> tuple[float, str, str]:
-    """(events/s of all processes, preset, in words) of a run: the median of its log lines without the first fifth."""
+def _run_rate(folder: Path, gpus: int | None) -> tuple[float, str, str, int, str]:
+    """(events/s of all processes, preset, in words, processes, device) of a run: the median of its log lines but the
+    first fifth."""
     run = read_run(folder)
-    processes = (run.manifest or {}).get("processes", 1)
-    if processes != gpus:
-        raise UserError(f"{folder} ran on {processes} processes; plan it with --gpus {processes}")
+    manifest = run.manifest or {}
+    processes = manifest.get("processes", 1)
+    counted = f"{processes} process{'es' * (processes > 1)}"
+    if gpus not in (None, processes):
+        raise UserError(f"{folder} ran on {counted}: plan it without --gpus, or give a run on {gpus}")
     _, rates = series(run.metrics, "train", "events_per_s")
     if len(rates) < 5:
         raise UserError(f"{folder} has {len(rates)} log lines with a speed; train for longer, or --log-every less")
     model = from_json(TrainConfig, (folder / "config.json").read_text()).model
     name = next((name for name, (_, config) in PRESETS.items() if config.model == model), folder.name)
-    return float(np.median(rates[len(rates) // 5 :])), name, f"run {folder.name} on {processes} processes"
+    return (
+        float(np.median(rates[len(rates) // 5 :])),
+        name,
+        f"run {folder.name} on {counted}",
+        processes,
+        manifest.get("device", "unknown device"),
+    )
 
 
 def _table(result: dict[str, Any]) -> str:
