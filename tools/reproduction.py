@@ -123,12 +123,8 @@ ENTRIES = (
         source="read off a console by hand",
     ),
     Entry(
-        "ice-oracle", "iceaggr.oracle", f"{ICE}/oracle/oracle-cuda-seed7.json",
-        ("iceaggr oracle --events 5000 --seed 7 --device cuda --out {record}",), gpus=1,
-    ),
-    Entry(
-        "ice-oracle-cpu", "iceaggr.oracle", f"{ICE}/oracle/oracle-cpu-seed7.json",
-        ("iceaggr oracle --events 400 --seed 7 --device cpu --out {record}",),
+        "ice-oracle", "iceaggr.oracle", f"{ICE}/oracle/oracle-cpu-seed7.json",
+        ("iceaggr oracle --events 5000 --seed 7 --device cpu --out {record}",),
     ),
     Entry(
         "ice-oracle-first", "iceaggr.oracle-first", f"{ICE}/oracle/first-likelihood-h200-seed7.json", (),

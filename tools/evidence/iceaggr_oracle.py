@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from evidence.record import ROOT, Claim, interval, markdown, read
+from evidence.record import Claim, interval, markdown, read
 
 FOLDER = "packages/iceaggr/results/oracle"
 FIRST = f"{FOLDER}/first-likelihood-h200-seed7.json"
 """Of a likelihood that the code no longer has."""
-_LARGEST_FIRST = (f"{FOLDER}/oracle-cuda-seed7.json", f"{FOLDER}/oracle-cpu-seed7.json")
-ORACLE = next(path for path in _LARGEST_FIRST if (ROOT / path).is_file())
+ORACLE = f"{FOLDER}/oracle-cpu-seed7.json"
 
 
 def table(path: str) -> str:
