@@ -161,13 +161,13 @@ def _plateau(study: str) -> Claim:
 
 
 def spearman(x: list[float], y: list[float]) -> float:
-    """Correlation of the ranks, ties at their mean."""
-    import numpy as np
+    """Correlation of the ranks, ties at their mean: that of the package, with everything in one event."""
+    import torch
+    from iceaggr.analysis.ranks import ranks_within, spearman_within
 
-    values = np.array([x, y])
-    lower = (values[:, None, :] < values[:, :, None]).sum(2)
-    equal = (values[:, None, :] == values[:, :, None]).sum(2)
-    return float(np.corrcoef(lower + (equal - 1) / 2)[0, 1])
+    event_R = torch.zeros(len(x), dtype=torch.int64)
+    ranks_R2 = ranks_within(torch.tensor([x, y], dtype=torch.float64).T, event_R)
+    return spearman_within(ranks_R2[:, :1], ranks_R2[:, 1:], event_R, 1).item()
 
 
 def _budget() -> list[Claim]:

@@ -9,6 +9,7 @@ import zlib
 
 import pytest
 import report
+from evidence import iceaggr_v3
 from evidence.documents import DocumentError, fill, numbers, unrecorded
 from evidence.drawing import Drawing, digest_in, with_digest
 from evidence.iceaggr_ablations import spearman
@@ -151,3 +152,12 @@ def test_rank_correlation_takes_ties_and_what_never_came():
     assert spearman([1, 2, never], [10, 20, 90]) == pytest.approx(1)
     assert spearman([1, 2, 3], [9, 8, 1]) == pytest.approx(-1)
     assert spearman([1, 1, never, never], [5, 6, 7, 8]) == pytest.approx(4 / 20**0.5)
+
+
+def test_only_the_parts_of_v3_are_judged_as_parts(monkeypatch):
+    """A study also compares all parts together, the winners together, and Muon."""
+    row = {"difference": -1.0, "seeds_low": -2.0, "seeds_high": -0.5, "p_holm": 0.01, "finding": "lower"}
+    treated = ("fourier", "ema", "all", "kept", "adamw")
+    monkeypatch.setattr(iceaggr_v3, "read", lambda path: {"contrasts": [{**row, "treated": name} for name in treated]})
+    judged = {name: won for name, _, won in iceaggr_v3._judged()}
+    assert judged == {"fourier": True, "ema": True, "Muon instead of AdamW": False}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from iceaggr.data.features import Tables
 from iceaggr.data.pulses import Pulses
 from iceaggr.metrics import opening_angle_deg
 from iceaggr.models.build import build_model
+from iceaggr.models.flat import build_model as build_flat
 from lab_shared.attention import Mask
 from torch import nn
 from torch.nn import functional as F
@@ -37,6 +40,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., nn.Module]:
+    """tiny(arch="v2", seed=0, **changes of its ModelConfig): a flat model of ten features and width 32."""
+    config = ModelConfig(slots=2, d_model=32, d_hidden=48, layers=2, heads=2, head_hidden=16)
+
+    def build(arch: str = "v2", seed: int = 0, **changes: Any) -> nn.Module:
+        torch.manual_seed(seed)
+        return build_flat(replace(config, arch=arch, **changes), 4 + 3 * config.slots)
+
+    return build
 
 
 @pytest.fixture(scope="session")

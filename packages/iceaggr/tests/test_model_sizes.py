@@ -4,21 +4,13 @@ import math
 from dataclasses import replace
 
 import pytest
-import torch
 from iceaggr.config import ModelConfig
 from iceaggr.models.flat import build_model, not_hidden
 from lab_shared.optim import split_params
 from lab_shared.testing import assert_parity
 
-TINY = ModelConfig(slots=2, d_model=32, d_hidden=48, layers=2, heads=2, head_hidden=16)
-WIDTH = 4 + 3 * TINY.slots
 ARCHS = ("v2", "v1")
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def tiny(arch="v2", seed=0, **changes):
-    torch.manual_seed(seed)
-    return build_model(replace(TINY, arch=arch, **changes), WIDTH)
 
 
 def v2_parameters(c):
@@ -59,7 +51,7 @@ def test_parameter_counts(config, parameters):
         assert abs(count - parameters) <= step / 2 + 1
 
 
-def test_initial_values(random_events, pack):
+def test_initial_values(random_events, pack, tiny):
     model = tiny("v2", d_model=64, d_hidden=96, heads=4)
     bound = math.sqrt(3 / 64)
     for block in model.blocks:
@@ -80,12 +72,12 @@ def test_initial_values(random_events, pack):
 
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("mode", ["none", "linear", "mlp"])
-def test_every_parameter_has_one_kind_of_optimizer(arch, mode):
+def test_every_parameter_has_one_kind_of_optimizer(arch, mode, tiny):
     model = tiny(arch, input=mode)
     split = split_params(model, not_hidden=not_hidden(model))
     names = [*split.muon, *split.decay, *split.no_decay]
     assert sorted(names) == sorted(name for name, _ in model.named_parameters())
-    assert len(split.muon) == 6 * TINY.layers  # q, k, v, c_proj; c_fc, c_proj
+    assert len(split.muon) == 6 * len(model.blocks)  # q, k, v, c_proj; c_fc, c_proj
     assert all(name.startswith("blocks.") for name in split.muon)
 
 
@@ -98,6 +90,6 @@ def test_every_parameter_has_one_kind_of_optimizer(arch, mode):
         ({"input": "conv"}, "model.input is 'conv'"),
     ],
 )
-def test_impossible_models_are_refused(changes, message):
+def test_impossible_models_are_refused(changes, message, tiny):
     with pytest.raises(ValueError, match=message):
         tiny(**changes)

@@ -1,29 +1,21 @@
 """The flat models learn."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from iceaggr.config import ModelConfig
 from iceaggr.losses import angle_loss, vmf_nll
 from iceaggr.metrics import opening_angle_deg
-from iceaggr.models.flat import build_model
 from lab_shared.testing import golden
 from torch.nn import functional as F
 
-TINY = ModelConfig(slots=2, d_model=32, d_hidden=48, layers=2, heads=2, head_hidden=16)
-WIDTH = 4 + 3 * TINY.slots
+WIDTH = 10
+"""Features of the tiny models."""
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def tiny(arch="v2", seed=0, **changes):
-    torch.manual_seed(seed)
-    return build_model(replace(TINY, arch=arch, **changes), WIDTH)
-
-
 def plane_waves(n_events=32, doms=12, seed=0):
-    """Events whose DOM times are a plane wave's: the direction is plain to see. Width 10, as TINY's."""
+    """Events whose DOM times are a plane wave's: the direction is plain to see. As wide as the tiny models."""
     g = torch.Generator().manual_seed(seed)
     target_E3 = F.normalize(torch.randn(n_events, 3, generator=g), dim=-1)
     xyz = torch.rand(n_events, doms, 3, generator=g) * 2 - 1
@@ -53,7 +45,7 @@ def train(model, batch, target_E3, steps, loss, lr=3e-3):
         ("v1", "linear", 1e-2, 8),
     ],
 )
-def test_overfits_a_few_events(arch, mode, lr, degrees, pack):
+def test_overfits_a_few_events(arch, mode, lr, degrees, pack, tiny):
     events, target_E3 = plane_waves()
     batch = pack(events)
     _, before = train(tiny(arch, input=mode), batch, target_E3, 0, angle_loss)
@@ -63,7 +55,7 @@ def test_overfits_a_few_events(arch, mode, lr, degrees, pack):
 
 
 @pytest.mark.slow
-def test_vmf_learns_direction_and_confidence(pack):
+def test_vmf_learns_direction_and_confidence(pack, tiny):
     events, target_E3 = plane_waves()
     model, batch = tiny(), pack(events)
     losses, after = train(model, batch, target_E3, 120, vmf_nll, lr=1e-2)
@@ -72,7 +64,7 @@ def test_vmf_learns_direction_and_confidence(pack):
     assert model(*batch).norm(dim=-1).median().item() > 10
 
 
-def test_golden_losses(pack):
+def test_golden_losses(pack, tiny):
     torch.manual_seed(0)
     events, target_E3 = plane_waves(seed=4)
     losses, _ = train(tiny(), pack(events), target_E3, 20, angle_loss)

@@ -1,36 +1,27 @@
 """The flat models: the function they compute, alone, in company, in bfloat16 and compiled."""
 
 import math
-from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from iceaggr.config import ModelConfig
 from iceaggr.losses import angle_loss
 from iceaggr.models import blocks
-from iceaggr.models.flat import build_model
 from lab_shared.attention import attend
 from lab_shared.norms import rms_norm
 from lab_shared.testing import assert_parity
 from torch.nn import functional as F
 
-TINY = ModelConfig(slots=2, d_model=32, d_hidden=48, layers=2, heads=2, head_hidden=16)
-WIDTH = 4 + 3 * TINY.slots
+WIDTH = 10
+"""Features of the tiny models."""
 ARCHS = ("v2", "v1")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def tiny(arch="v2", seed=0, **changes):
-    torch.manual_seed(seed)
-    return build_model(replace(TINY, arch=arch, **changes), WIDTH)
-
-
-def awake(arch="v2", **changes):
-    """A tiny model whose zero-initialised matrices are random too: a fresh v2 ignores its DOMs."""
-    model = tiny(arch, **changes)
+def stirred(model):
+    """The model with its zero-initialised matrices random too: a fresh v2 ignores its DOMs."""
     for name, p in model.named_parameters():
         if p.ndim == 2 and p.detach().abs().max() == 0:
             torch.nn.init.normal_(p, std=0.2)
@@ -67,11 +58,10 @@ def naive_v2(model, events):
 
 def torch_encoder(model):
     """v1's blocks as torch's own pre-norm encoder."""
-    c = TINY
     layer = torch.nn.TransformerEncoderLayer(
-        c.d_model, c.heads, c.d_hidden, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        32, 2, 48, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
     )
-    encoder = torch.nn.TransformerEncoder(layer, c.layers, norm=model.norm, enable_nested_tensor=False)
+    encoder = torch.nn.TransformerEncoder(layer, len(model.blocks), norm=model.norm, enable_nested_tensor=False)
     for theirs, ours in zip(encoder.layers, model.blocks, strict=True):
         a = ours.attention
         del theirs.self_attn.in_proj_weight, theirs.self_attn.in_proj_bias
@@ -97,8 +87,8 @@ def naive_v1(model, events):
     ("arch", "mode", "naive"),
     [("v2", "linear", naive_v2), ("v2", "mlp", naive_v2), ("v1", "linear", naive_v1)],
 )
-def test_forward_and_gradients_match_the_definition(arch, mode, naive, random_events, pack):
-    model, events = awake(arch, input=mode), random_events([1, 7, 30, 2])
+def test_forward_and_gradients_match_the_definition(arch, mode, naive, random_events, pack, tiny):
+    model, events = stirred(tiny(arch, input=mode)), random_events([1, 7, 30, 2])
     v_E3, expected = model(*pack(events)), naive(model, events)
     assert_parity(v_E3, expected, atol=3e-5)
     weights = torch.randn(v_E3.shape, generator=torch.Generator().manual_seed(1))
@@ -108,8 +98,8 @@ def test_forward_and_gradients_match_the_definition(arch, mode, naive, random_ev
         assert_parity(a, b, atol=1e-4 * (1 + float(b.abs().max())), name=name)
 
 
-def test_mode_none_pads_with_zeros(random_events, pack):
-    model = awake(input="none")
+def test_mode_none_pads_with_zeros(random_events, pack, tiny):
+    model = stirred(tiny(input="none"))
     features_TF, mask, _ = pack(random_events([5]))
     x0_TD = model.embed(features_TF, mask)
     assert not x0_TD[1:, WIDTH:].any()
@@ -117,17 +107,17 @@ def test_mode_none_pads_with_zeros(random_events, pack):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_the_last_block_skips_only_what_nobody_reads(arch, random_events, pack):
+def test_the_last_block_skips_only_what_nobody_reads(arch, random_events, pack, tiny):
     """The walk through the parts that the module's docstring gives to analyses ends at the same vectors."""
-    model, (features_TF, mask, cls_E) = awake(arch), pack(random_events([4, 11, 6]))
+    model, (features_TF, mask, cls_E) = stirred(tiny(arch)), pack(random_events([4, 11, 6]))
     x0_TD = x_TD = model.embed(features_TF, mask)
     for block in model.blocks:
         x_TD = block(x_TD, x0_TD, mask)
     assert_parity(model.head(model.norm(x_TD[cls_E])), model(features_TF, mask, cls_E), atol=1e-5)
 
 
-def test_heads_are_open_to_analysis(random_events, pack):
-    model, (features_TF, mask, _) = awake(), pack(random_events([4, 11]))
+def test_heads_are_open_to_analysis(random_events, pack, tiny):
+    model, (features_TF, mask, _) = stirred(tiny()), pack(random_events([4, 11]))
     x0_TD = model.embed(features_TF, mask)
     q, k, v = model.blocks[0].attention.project(x0_TD)
     _, weights = attend(q, k, v, mask, backend="reference", return_weights=True)
@@ -142,8 +132,8 @@ def test_heads_are_open_to_analysis(random_events, pack):
 @pytest.mark.parametrize("arch", ARCHS)
 @given(counts=st.lists(st.integers(1, 40), min_size=1, max_size=6), seed=st.integers(0, 99))
 @settings(deadline=None, max_examples=15)
-def test_order_of_doms_and_company_do_not_matter(arch, counts, seed, random_events, pack):
-    model, events = awake(arch), random_events(counts, seed)
+def test_order_of_doms_and_company_do_not_matter(arch, counts, seed, random_events, pack, tiny):
+    model, events = stirred(tiny(arch)), random_events(counts, seed)
     with torch.no_grad():
         v_E3 = model(*pack(events))
         generator = torch.Generator().manual_seed(seed)
@@ -155,9 +145,9 @@ def test_order_of_doms_and_company_do_not_matter(arch, counts, seed, random_even
 
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize(("extra_rows", "extra_events"), [(0, 3), (1, 1), (50, 0), (50, 20)])
-def test_unused_rows_and_events_change_nothing(arch, extra_rows, extra_events, random_events, pack):
+def test_unused_rows_and_events_change_nothing(arch, extra_rows, extra_events, random_events, pack, tiny):
     """Also when the batch is exactly full and the unused events point at the last DOM."""
-    model, events = awake(arch), random_events([5, 12, 1])
+    model, events = stirred(tiny(arch)), random_events([5, 12, 1])
     plain = model(*pack(events))
     padded = model(*pack(events, rows=21 + extra_rows, capacity=3 + extra_events))
     assert padded.shape == (3 + extra_events, 3)
@@ -176,8 +166,8 @@ def test_unused_rows_and_events_change_nothing(arch, extra_rows, extra_events, r
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_cls_rows_carry_no_features_and_events_do_not_mix(arch, random_events, pack):
-    model, events = awake(arch), random_events([5, 12])
+def test_cls_rows_carry_no_features_and_events_do_not_mix(arch, random_events, pack, tiny):
+    model, events = stirred(tiny(arch)), random_events([5, 12])
     assert torch.equal(model(*pack(events, cls_row=7.0)), model(*pack(events)))
     features_TF, mask, cls_E = pack(events)
     features_TF.requires_grad_()
@@ -191,8 +181,8 @@ def test_cls_rows_carry_no_features_and_events_do_not_mix(arch, random_events, p
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_autocast_bfloat16(arch, random_events, pack):
-    model, batch = awake(arch), pack(random_events([5, 12, 30]))
+def test_autocast_bfloat16(arch, random_events, pack, tiny):
+    model, batch = stirred(tiny(arch)), pack(random_events([5, 12, 30]))
     exact = model(*batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         v_E3 = model(*batch)
@@ -209,9 +199,9 @@ def company(random_events):
 
 
 @pytest.mark.slow
-def test_one_compiled_graph_serves_every_batch(monkeypatch, company, pack):
+def test_one_compiled_graph_serves_every_batch(monkeypatch, company, pack, tiny):
     """The path a GPU takes, traced on the CPU (where FlexAttention has no backward)."""
-    model = awake().requires_grad_(False)
+    model = stirred(tiny()).requires_grad_(False)
     expected = [model(*pack(events)) for events in company]
     monkeypatch.setattr(blocks, "attend", partial(attend, backend="flex"))
     compiled = torch.compile(model, fullgraph=True, backend="eager")
@@ -224,8 +214,8 @@ def test_one_compiled_graph_serves_every_batch(monkeypatch, company, pack):
 @pytest.mark.gpu
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-3), (torch.bfloat16, 0.1)])
-def test_compiled_training_on_gpu_matches_the_cpu(arch, dtype, atol, company, pack):
-    model = awake(arch)
+def test_compiled_training_on_gpu_matches_the_cpu(arch, dtype, atol, company, pack, tiny):
+    model = stirred(tiny(arch))
     expected = [model(*pack(events)).detach() for events in company]
     model.cuda()
     compiled = torch.compile(model, fullgraph=True)

@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from lab_shared.config import from_json
@@ -46,7 +46,7 @@ def plan(
     measured = record is not None and record.is_dir()
     if measured:
         assert record is not None
-        rate, preset, said, gpus, device = _run_rate(record, gpus)
+        rate, preset, said, gpus, device = _run_speed(record, gpus)
     else:
         gpus, device = gpus or 1, bench["environment"]["device"]
         rate = gpus * _row(bench, f"train {preset}")["events_per_s"]
@@ -152,9 +152,17 @@ def _row(bench: dict[str, Any], stage: str) -> dict[str, Any]:
     raise UserError(f"the record has no stage {stage!r}, but {known}: give --preset or another --record")
 
 
-def _run_rate(folder: Path, gpus: int | None) -> tuple[float, str, str, int, str]:
-    """(events/s of all processes, preset, in words, processes, device) of a run: the median of its log lines but the
-    first fifth."""
+class _RunSpeed(NamedTuple):
+    events_per_s: float
+    """Of all processes: the median of the run's log lines but the first fifth."""
+    preset: str
+    said: str
+    processes: int
+    device: str
+
+
+def _run_speed(folder: Path, gpus: int | None) -> _RunSpeed:
+    """What a run says of its speed. Raises UserError where it ran on another number of processes, or too briefly."""
     run = read_run(folder)
     manifest = run.manifest or {}
     processes = manifest.get("processes", 1)
@@ -165,14 +173,10 @@ def _run_rate(folder: Path, gpus: int | None) -> tuple[float, str, str, int, str
     if len(rates) < 5:
         raise UserError(f"{folder} has {len(rates)} log lines with a speed; train for longer, or --log-every less")
     model = from_json(TrainConfig, (folder / "config.json").read_text()).model
-    name = next((name for name, (_, config) in PRESETS.items() if config.model == model), folder.name)
-    return (
-        float(np.median(rates[len(rates) // 5 :])),
-        name,
-        f"run {folder.name} on {counted}",
-        processes,
-        manifest.get("device", "unknown device"),
-    )
+    preset = next((name for name, (_, config) in PRESETS.items() if config.model == model), folder.name)
+    rate = float(np.median(rates[len(rates) // 5 :]))
+    device = manifest.get("device", "unknown device")
+    return _RunSpeed(rate, preset, f"run {folder.name} on {counted}", processes, device)
 
 
 def _table(result: dict[str, Any]) -> str:
