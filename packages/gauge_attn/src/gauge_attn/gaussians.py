@@ -22,7 +22,7 @@ Shape suffixes: B batch, H heads, N tokens, d = 2l+1 components, F features.
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -133,14 +133,10 @@ def features(mu: Tensor, sigma: Tensor, frames: Tensor | None, centre: Centre) -
     t = rotate_covariance(sigma, frames, back=True)
     identity = torch.eye(t.size(-1), dtype=t.dtype, device=t.device)
     excess = (t - s[..., None] * identity) / s[..., None]
-    factor, _ = torch.linalg.cholesky_ex(excess + identity)
-    # Not cholesky_inverse, which waits for the device and so cannot stand in a CUDA graph.
-    root = torch.linalg.solve_triangular(factor, identity, upper=False)
-    inverse = matmul(root.mT, root)
+    inverse, log_det = _inverse_and_log_det(excess + identity)
     shrink = matmul(inverse, excess)
     shrink = (shrink + shrink.mT) / 2
     precision_mean = matmul(inverse, m.unsqueeze(-1)).squeeze(-1) / s
-    log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     log_term = log_det - shrink.diagonal(dim1=-2, dim2=-1).sum(-1)
     last = (m * precision_mean).sum(-1) + log_term
     one = torch.ones_like(m[..., :1])
@@ -148,6 +144,36 @@ def features(mu: Tensor, sigma: Tensor, frames: Tensor | None, centre: Centre) -
     key = torch.cat([svec(-shrink / s[..., None]), -2 * precision_mean, last.unsqueeze(-1)], -1)
     trace = excess.diagonal(dim1=-2, dim2=-1).sum(-1)
     return Features(query, key, 0.5 * (trace - log_det + (m.square() / s).sum(-1)))
+
+
+class _InverseAndLogDet(torch.autograd.Function):
+    """A^-1 (..., d, d) and log|A| (...) of symmetric positive definite A, by its Cholesky factor.
+
+    d A^-1 = -A^-1 dA A^-1 and d log|A| = tr(A^-1 dA), so that the derivatives are products, where those of the
+    factorisation would be triangular solves. The gradient is that of a symmetric matrix.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor) -> tuple[Tensor, Tensor]:
+        factor, _ = torch.linalg.cholesky_ex(a)
+        # Not cholesky_inverse, which waits for the device and so cannot stand in a CUDA graph.
+        identity = torch.eye(a.size(-1), dtype=a.dtype, device=a.device)
+        root = torch.linalg.solve_triangular(factor, identity, upper=False)
+        inverse = matmul(root.mT, root)
+        ctx.save_for_backward(inverse)
+        return inverse, 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, grad_inverse: Tensor, grad_log_det: Tensor) -> Tensor:
+        (inverse,) = ctx.saved_tensors
+        grad = grad_log_det[..., None, None] * inverse - matmul(matmul(inverse, grad_inverse), inverse)
+        return (grad + grad.mT) / 2
+
+
+# Compiled on CUDA (torch 2.11), models with whole covariances got NaN gradients: the factorisation stays outside.
+@torch._disable_dynamo
+def _inverse_and_log_det(a: Tensor) -> tuple[Tensor, Tensor]:
+    return _InverseAndLogDet.apply(a)
 
 
 def _diagonal_features(mu: Tensor, sigma: Tensor, frames: Tensor | None, s: Tensor) -> Features:

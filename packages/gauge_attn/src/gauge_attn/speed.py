@@ -27,29 +27,33 @@ SLOWER_AT_MOST = 2.0
 def bench_models(device: torch.device, out: Path | None = None, *, quick: bool = False) -> dict[str, Any]:
     """Tokens/s of whole optimiser steps: practical-small (quick: the preset quick) and its GPT; a table under "text".
 
-    On CUDA compiled, recorded as one CUDA graph, and in bf16 autocast. The GPT's width is the one whose parameter
-    count is nearest.
+    On CUDA compiled, recorded as one CUDA graph, and in bf16 autocast; there practical-small also with attention in
+    split bfloat16, its number format for GPUs. The GPT's width is the one whose parameter count is nearest.
     """
     preset = "quick" if quick or device.type == "cpu" else "practical-small"
     config = PRESETS[preset][1]
     vocab = 256 if preset == "practical-small" else 2 * config.data.keys
     rows = [_row(preset, config, vocab, device)]
+    if device.type == "cuda":
+        split = replace(config, model=replace(config.model, precision="bf16x3"))
+        rows.append(_row(f"{preset}, bf16x3", split, vocab, device))
     base = PRESETS["gpt-small" if preset == "practical-small" else "gpt-quick"][1]
     width = matched_width(rows[0]["parameters"], base.model.layers, vocab, base.model.heads)
     gpt = replace(base, model=replace(base.model, d_model=width))
     rows.append(_row(f"gpt, width {width}", gpt, vocab, device))
-    slower = rows[1]["tokens_per_s"] / rows[0]["tokens_per_s"]
+    slower = {row["name"]: rows[-1]["tokens_per_s"] / row["tokens_per_s"] for row in rows[:-1]}
     lines = [
         f"{row['name']:<20}{row['parameters']:>12,} parameters{row['tokens_per_s']:>14,.0f} tokens/s, "
         f"first step after {row['first_step_s']:.0f} s"
         for row in rows
     ]
-    met = "met" if slower <= SLOWER_AT_MOST else "NOT met"
-    lines.append(f"the dot-product GPT is {slower:.2f}x as fast; required: at most {SLOWER_AT_MOST:g}x: {met}")
+    for name, times in slower.items():
+        met = "met" if times <= SLOWER_AT_MOST else "NOT met"
+        lines.append(f"the GPT is {times:.2f}x as fast as {name}; required: at most {SLOWER_AT_MOST:g}x: {met}")
     result = {
         "environment": environment(device),
         "rows": rows,
-        "gpt_over_practical": slower,
+        "gpt_over": slower,
         "required": SLOWER_AT_MOST,
     }
     write_record(out, result)
