@@ -78,17 +78,14 @@ def sweep_jobs(
     presets: Sequence[str], seeds: Sequence[int], *, source: str, steps: int | None, diagnose: bool
 ) -> list[Job]:
     """The jobs of `sweep`: one for each preset and seed, and with `diagnose` one behind each of them."""
-    jobs = [
-        Job(
-            run_name(preset, seed, source, steps),
-            train_job,
-            {"preset": preset, "seed": seed, "source": source, "steps": steps},
-        )
-        for preset in presets
-        for seed in seeds
-    ]
-    if diagnose:
-        jobs += [Job(f"{job.name}-diagnosis", diagnose_job, {"run": job.name}, (job.name,)) for job in jobs]
+    jobs: list[Job] = []
+    for preset in presets:
+        for seed in seeds:
+            kwargs = {"preset": preset, "seed": seed, "source": source, "steps": steps}
+            run = Job(run_name(preset, seed, source, steps), train_job, kwargs)
+            jobs.append(run)
+            if diagnose:  # right behind its run, so that a sweep cut short leaves whole seeds
+                jobs.append(Job(f"{run.name}-diagnosis", diagnose_job, {"run": run.name}, (run.name,)))
     return jobs
 
 
