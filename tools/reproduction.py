@@ -45,6 +45,9 @@ class Entry:
 
 RH, AC, GA, ICE = (f"packages/{name}/results" for name in ("rh_memory", "attn_clustering", "gauge_attn", "iceaggr"))
 
+TEXTS = "data/text/openstax_ccby.jsonl.gz data/text/standardebooks_cc0.jsonl.gz"
+"""Documents with a topic each, one JSON object a line; not part of the repository."""
+
 
 def sweep(
     preset: str,
@@ -95,6 +98,21 @@ def study(name: str, options: str, seconds: float | None = None, gpus: int = 1) 
     )  # fmt: skip
 
 
+def analysed(name: str, options: str, events: int) -> Entry:
+    """One model of iceaggr trained on a GPU, then scored, calibrated and analysed on CPU cores."""
+    train = "iceaggr train small --data stream --data.train-events 2000000 --epochs 1 --tokens-per-batch 65536"
+    after = (
+        f"evaluate {{out}}/{{leaf}} --device cpu --events {events}", "calibrate {out}/{leaf}",
+        "analyze {out}/{leaf} --device cpu --inside 5000 --permuted 2000", "report {out}/{leaf}",
+    )  # fmt: skip
+    return Entry(
+        f"ice-analysis-{name}", "iceaggr.analysis-notes", f"{ICE}/analysis-{name}-2M-h200-seed0",
+        (f"{train} --data.val-events {events} {options} --wandb disabled --out {{out}}/{{leaf}}",
+         *(f"iceaggr {step}" for step in after)),
+        gpus=1, keep=("evaluation.json", "calibration.json", "analysis.json", "resolution.csv"),
+    )  # fmt: skip
+
+
 def bench(name: str, feeds: str, record: str, command: str, seconds: float | None = None, gpus: float = 1.0) -> Entry:
     """A speed suite, which writes its own record."""
     source = "not measured" if seconds is None else "wall time of the call"
@@ -140,6 +158,15 @@ ENTRIES = (
     study("choices", "--events 2000000"),
     study("v3", "--events 1000000", 250, gpus=2),
     study("scale", "--events 1000000"),
+    Entry(
+        "ice-small-batches", "iceaggr.small-batches", f"{ICE}/ablate-v3-small-batches",
+        ("iceaggr ablate v3 --stream --epochs 1 --events 2000000 --tokens-per-batch 65536 --workers 4"
+         " --gpus-per-job 0.25 --only base fourier aggregates ice interval mixture --out {out}/study",
+         "iceaggr ablate v3 --so-far --out {out}/study --json > {out}/{leaf}/runs.json"),
+        gpus=1, keep=("runs.json",),
+    ),
+    analysed("v2", "", 100_000),
+    analysed("aggregates", "--model.aggregates", 30_000),
     # rh_memory
     bench("rh-bench", "rh_memory.speed", f"{RH}/bench/rh-memory-cuda.json", "rh-memory bench --device cuda"),
     bench("rh-bench-cpu", "rh_memory.speed", f"{RH}/bench/rh-memory-cpu.json", "rh-memory bench --device cpu", gpus=0),
@@ -165,8 +192,8 @@ ENTRIES = (
       for x in ("even", "composite", "shuffled", "frozen")),
     sweep("explicit-small", 33, data="shuffled"),
     sweep("e0-rope", 111),
-    sweep("e1-rope", 150, diagnose=True),
-    sweep("e2-rope", None, "not measured", diagnose=True),
+    *(sweep(preset, 320, "runs that shared an H200, and a diagnosis", diagnose=True)
+      for preset in ("e1-rope", "e2-rope")),
     sweep("e0", 477, "18,974 steps of e0"),
     sweep("e1", None, "not measured", diagnose=True),
     sweep("e2", None, "not measured", diagnose=True),
@@ -177,10 +204,6 @@ ENTRIES = (
     Entry(
         "rh-e0-stopped", "rh_memory.stopped", f"{RH}/runs/e0-18974of20000steps-seed7", (),
         source="a run of rh-e0 that was stopped by its time limit",
-    ),
-    Entry(
-        "rh-e1-rope-stopped", "rh_memory.stopped", f"{RH}/runs/e1-rope-3820of4000steps-seed1337", (),
-        source="a run of rh-e1-rope that was stopped by its time limit",
     ),
     control("primes", "", 161),
     *(control(f"frequencies-{x}", f"--model.frequencies {x}", 160) for x in ("composite", "random", "shuffled")),
@@ -198,10 +221,17 @@ ENTRIES = (
           "attn-clustering bench --device cpu", gpus=0),
     *(Entry(f"attn-levels-{x}", "attn_clustering.levels", f"{AC}/levels/{x}.json",
             (f"attn-clustering levels {x} --json > {{record}}",)) for x in ("faithful-v1", "sanity")),
-    Entry("attn-times", "wall times of `attn-clustering matrix smoke` and `matrix sanity`", f"{AC}/observed.json", (),
+    Entry("attn-times", "wall times of `matrix` smoke, sanity, faithful-v1 and text", f"{AC}/observed.json", (),
           source="read off a console by hand"),
-    matrix("sanity", 78, "read off a console, on a GPU that four other processes shared"),
-    matrix("faithful-v1", 910, "4 runs of 205 s by the bench's record, and their analyses"),
+    matrix("sanity", 79, f"{AC}/observed.json", "--workers 2 --gpus-per-job 0.5"),
+    matrix("faithful-v1", 1026, f"{AC}/observed.json", "--workers 4 --gpus-per-job 0.25"),
+    Entry(
+        "attn-text", "attn_clustering.text-contrasts", f"{AC}/text",
+        (f"attn-clustering prepare {TEXTS} --topic-field topic --embedder given --out {{out}}/corpus",
+         "attn-clustering matrix text --data {out}/corpus --workers 4 --gpus-per-job 0.25 --out {out}/matrix",
+         "attn-clustering collect {out}/matrix --out {record}"),
+        350, f"{AC}/observed.json, of the matrix alone; corpus.json there is from the corpus's manifests", 1,
+    ),
     matrix("controlled-small", None, "not measured", "--parts endpoint --seeds 8", gpus=0),
     matrix("controlled-v1", 940, "its 72 jobs, four at a time on GPUs that others shared",
            "--parts endpoint --seeds 8 --gpus-per-job 0.25"),
@@ -210,6 +240,8 @@ ENTRIES = (
           "gauge-attn bench --device cuda"),
     bench("gauge-bench-cpu", "gauge_attn.speed", f"{GA}/bench/gauge-attn-cpu.json", "gauge-attn bench --device cpu",
           gpus=0),
+    bench("gauge-bench-lengths", "gauge_attn.gpu-speed", f"{GA}/bench/gauge-attn-lengths-cuda.json",
+          "gauge-attn bench --device cuda --only precision speed"),
     bench("gauge-bench-models", "gauge_attn.gpu-models", f"{GA}/bench/gauge-attn-models-cuda.json",
           "gauge-attn bench --models --device cuda"),
     Entry(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from evidence import speeds
+from evidence import attn_faithful, attn_text, speeds
 from evidence.attn_matrices import (
     RESULTS,
     analyses,
@@ -130,7 +130,7 @@ def _of_sanity() -> list[Claim]:
         ),
         Claim(
             "attn_clustering/sanity-training",
-            f"On an H200 that other processes shared, the two trainings of {_SANITY_STEPS:,} steps took "
+            f"Side by side on one H200 that nothing else used, the two trainings of {_SANITY_STEPS:,} steps took "
             f"{trained[0]['train_s']:.0f} s and {trained[1]['train_s']:.0f} s.",
             "seconds",
             [x["train_s"] for x in trained],
@@ -150,6 +150,7 @@ def claims() -> list[Claim]:
         found += exploratory(name)
     if "sanity" in matrices():
         found += _of_sanity()
+    found += attn_faithful.claims() + attn_text.claims()
     for name in ("faithful-v1", "sanity"):
         path = f"{RESULTS}/levels/{name}.json"
         for text, (key, digits, said) in STATED.items():
@@ -201,11 +202,18 @@ TABLES = {
         for part, table in (("conditions", conditions), ("blocks", blocks))
     },
     **({"attn_clustering.sanity": sanity} if "sanity" in matrices() else {}),
+    "attn_clustering.faithful-v1": attn_faithful.beside,
+    "attn_clustering.faithful-v1-conditions": attn_faithful.conditions,
+    "attn_clustering.text-conditions": lambda: conditions(attn_text.NAME),
+    "attn_clustering.text-contrasts": attn_text.contrasts,
 }
 
 
 DRAWINGS = [
     Drawing(f"{RESULTS}/{name}/figures/{file}.png", analyses(name), lambda name=name, draw=draw: draw(name))  # type: ignore[misc]
-    for name in controlled()
-    for file, draw in (("endpoint", endpoint_figure), ("probes", probes_figure))
+    for name, file, draw in (
+        *((name, "endpoint", endpoint_figure) for name in controlled()),
+        *((name, "probes", probes_figure) for name in (*controlled(), attn_faithful.NAME)),
+        (attn_text.NAME, "loss", attn_text.loss_figure),
+    )
 ]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESULTS = "packages/attn_clustering/results"
+TEXT = "real text: OpenStax textbooks and books of Standard Ebooks"
 CONTROLLED = ("controlled-v1", "controlled-small")
 """The pre-registered experiments, the larger first."""
 EXPLORED = (
@@ -58,7 +59,13 @@ def analyses(name: str) -> list[str]:
     return [str(path.relative_to(ROOT)) for path in sorted((ROOT / RESULTS / name).glob("*/analysis/analysis.json"))]
 
 
-def _raw(name: str, one: Any) -> list[str]:
+def data_of(name: str) -> str:
+    """What an experiment was measured on, for a sentence."""
+    said = str(matrix(name).results[0]["run"]["data"])
+    return TEXT if said.startswith("text corpus") else said
+
+
+def raw_of(name: str, one: Any) -> list[str]:
     """The analyses a comparison is made from."""
     wanted = {"attention": (one.attention,), "phase": (one.phase,), "ordering": (one.treated, one.control)}
     chosen = ((path, read(path)["run"]) for path in analyses(name))
@@ -66,17 +73,35 @@ def _raw(name: str, one: Any) -> list[str]:
 
 
 def conditions(name: str) -> str:
-    """The endpoint and the loss of every condition of an experiment: means over seeds with their range."""
+    """The endpoint and the loss of every condition of an experiment: means over seeds with their range.
+
+    Data without a Bayes filter have no endpoint and no floor.
+    """
     from attn_clustering.figures import PHASE
     from attn_clustering.report_data import condition_rows
 
+    rows = condition_rows(matrix(name))
+    columns = [
+        (text, key, sign)
+        for text, key, sign in (
+            ("topic probe", "probe", ""),
+            ("endpoint", "endpoint", ""),
+            ("validation loss, nats", "loss", ""),
+            ("above the floor", "above", "+"),
+        )
+        if rows[0][key]
+    ]
     body = [
-        [row["ordering"], PHASE[row["phase"]], str(row["seeds"]), *(_spread(row[key]) for key in ("probe", "endpoint")),
-         _spread(row["loss"]), _spread(row["above"], "+")]
-        for row in condition_rows(matrix(name))
-    ]  # fmt: skip
-    header = ["ordering", "models", "seeds", "topic probe", "endpoint", "validation loss, nats", "above the floor"]
-    return markdown(header, body, "llrrrrr")
+        [
+            row["ordering"],
+            PHASE[row["phase"]],
+            str(row["seeds"]),
+            *(_spread(row[key], sign) for _, key, sign in columns),
+        ]
+        for row in rows
+    ]
+    header = ["ordering", "models", "seeds", *(text for text, _, _ in columns)]
+    return markdown(header, body, "ll" + "r" * (len(header) - 2))
 
 
 def _spread(values: Sequence[float], sign: str = "") -> str:
@@ -164,7 +189,7 @@ def primary_text() -> str:
 def of_matrix(name: str) -> list[Claim]:
     from attn_clustering.analysis import compare
 
-    found, data, judged = [], matrix(name).results[0]["run"]["data"], conclusion(name)
+    found, data, judged = [], data_of(name), conclusion(name)
     for i, one in enumerate(_compared(name)):
         word, why = f"p = {one.p_holm:.4f} (Holm)" if one.p_holm is not None else "", "secondary family"
         if one.role == "primary":
@@ -177,7 +202,7 @@ def of_matrix(name: str) -> list[Claim]:
                 compare.METRICS[one.metric],
                 [a - b for a, b in zip(one.treated_values, one.control_values, strict=True)],
                 word,
-                _raw(name, one),
+                raw_of(name, one),
                 config=f"{RESULTS}/{name}/experiment.json",
                 seeds=one.seeds,
                 interval=_interval(one),
@@ -204,7 +229,7 @@ def exploratory(name: str) -> list[Claim]:
     """Not corrected, and no part of the verdict: the same contrast block by block, and in other numbers."""
     from attn_clustering.analysis import compare
 
-    data, files = matrix(name).results[0]["run"]["data"], matrix(name)
+    data, files = data_of(name), matrix(name)
     by_block = _blocks(name, "drope")
     said = ", ".join(f"{_block(one)} after block {i} (p = {one.p:.4f})" for i, one in enumerate(by_block, 1))
     found = [
@@ -215,7 +240,7 @@ def exploratory(name: str) -> list[Claim]:
             "topic probe accuracy, means over seeds by block",
             [one.difference for one in by_block],
             "measured",
-            _raw(name, by_block[0]),
+            raw_of(name, by_block[0]),
             config=f"{RESULTS}/{name}/experiment.json",
             test="exact paired sign-flip and BCa over seeds, by block",
         )
@@ -234,7 +259,7 @@ def exploratory(name: str) -> list[Claim]:
                     compare.METRICS[metric],
                     [a - b for a, b in zip(one.treated_values, one.control_values, strict=True)],
                     "measured",
-                    _raw(name, one),
+                    raw_of(name, one),
                     config=f"{RESULTS}/{name}/experiment.json",
                     seeds=one.seeds,
                     interval=_interval(one),

@@ -1,19 +1,19 @@
-"""Zeta zeros: scores of every experiment, controls, claims about memory, which primes a model knows, speeds."""
+"""Zeta zeros: scores of every experiment, controls, which primes a model knows, speeds; memory: rh_memory_slots.py."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from evidence import speeds
+from evidence import rh_memory_slots, speeds
 from evidence.drawing import Drawing
-from evidence.record import ROOT, bare, columns, interval, markdown, read, verdict
+from evidence.record import bare, columns, interval, markdown, read, verdict
+from evidence.rh_memory_slots import judgement
+from evidence.rh_runs import RESULTS, judged
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RESULTS = "packages/rh_memory/results"
 SMALL = f"{RESULTS}/runs/explicit-small-cpu-seed0"
 GPU_SPEEDS, CPU_SPEEDS = f"{RESULTS}/bench/rh-memory-cuda.json", f"{RESULTS}/bench/rh-memory-cpu.json"
 ZEROS = {"one H200": f"{RESULTS}/bench/zeros-cuda.json", "2 shared cores": f"{RESULTS}/bench/zeros-cpu.json"}
@@ -30,21 +30,6 @@ _BASELINES = {
     "prime phases": -0.65,
 }
 """Predictors without a network, and the score each has to reach."""
-
-
-@cache
-def _runs() -> Any:
-    from rh_memory.records import read as read_runs
-
-    return read_runs([ROOT / RESULTS / "runs"])
-
-
-@cache
-def judged() -> dict[str, Any]:
-    """What `rh-memory verdicts` says about all runs that are kept."""
-    from rh_memory.verdicts import verdicts
-
-    return verdicts(_runs())
 
 
 def _baselines() -> dict[str, Any]:
@@ -95,44 +80,10 @@ def headline() -> str:
 def controls() -> str:
     """What a model loses without the primes, seed by seed."""
     body = [
-        [" − ".join(row["experiments"]), ", ".join(row["by_seed"]), interval(row, 3, short=True), _verdict(row)]
+        [" − ".join(row["experiments"]), ", ".join(row["by_seed"]), interval(row, 3, short=True), judgement(row)]
         for row in judged()["controls"]
     ]
     return markdown(["control", "seeds", "nll_last less its model's", "worse without the primes"], body, "llrl")
-
-
-def memory() -> str:
-    """The claims about memory slots with the statistic that decides each."""
-    body = [
-        [
-            row["claim"],
-            row["said"],
-            row["statistic"],
-            " − ".join(row["experiments"]),
-            "" if row["value"] is None else interval(row, 3, short=True),
-            row["needed"],
-            _verdict(row),
-        ]
-        for row in judged()["claims"]
-    ]
-    return markdown(["claim", "as first stated", "measured", "runs", "value", "holds if", "verdict"], body, "llllrll")
-
-
-def _verdict(row: Mapping[str, Any]) -> str:
-    return f"{row['verdict']} ({row['why']})" if row["why"] else f"**{row['verdict']}**"
-
-
-def stopped() -> str:
-    """Runs that were stopped before their end, with their last validation."""
-    body = [
-        [
-            row["run"],
-            f"{row['steps']:,} of {row['of']:,}",
-            "" if row["last_validation"] is None else bare(row["last_validation"]["nll_last"], 3),
-        ]
-        for row in judged()["stopped"]
-    ]
-    return markdown(["run", "steps", "last validation, nll_last"], body, "lrr")
 
 
 def primes() -> str:
@@ -142,7 +93,8 @@ def primes() -> str:
     share = f"{100 * learned['power_predicted']:.1f} %"
     near = interval({"value": variance["variance"], **{k: variance[k] for k in ("low", "high")}}, 4, short=True)
     theory = f"with primes (Berry) {bare(variance['primes'], 4)}, GUE {bare(variance['GUE'], 4)}"
-    amplitude = f"amplitude of the lines A p^-b, from {law['zeros']['lines']} primes: A"
+    first = "explicit formula, first order"
+    amplitude = f"amplitude of the lines A sin(log p / 2D) / p^b, {law['zeros']['lines']} primes: A ({first}: 2/pi)"
     body = [
         [
             "lines of prime powers that stand out; share of their power predicted",
@@ -151,7 +103,7 @@ def primes() -> str:
         ],
         [amplitude, *(interval(law[of]["prefactor"], 3, short=True) for of in ("zeros", "model"))],
         [
-            "b (explicit formula, first order: 1/2)",
+            f"b ({first}: 1/2)",
             *(interval(law[of]["exponent"], 3, short=True) for of in ("zeros", "model")),
         ],
         [f"number variance at L = 20 ({theory})", near, ""],
@@ -197,11 +149,6 @@ def speed() -> str:
     return speeds.table({"one H200": GPU_SPEEDS, "2 shared cores": CPU_SPEEDS})
 
 
-def folders() -> dict[tuple[str, int], str]:
-    """(experiment, seed) -> its folder, of finished runs."""
-    return {(run.experiment, run.seed): f"{RESULTS}/runs/{run.name}" for run in _runs() if run.evaluation is not None}
-
-
 def form_factor() -> Figure:
     from rh_memory import figures
 
@@ -223,11 +170,10 @@ def number_variance() -> Figure:
 
 
 TABLES = {
+    **rh_memory_slots.TABLES,
     "rh_memory.scores": scores,
     "rh_memory.headline": headline,
     "rh_memory.controls": controls,
-    "rh_memory.memory": memory,
-    "rh_memory.stopped": stopped,
     "rh_memory.primes": primes,
     "rh_memory.zeros": zeros,
     "rh_memory.speed": speed,

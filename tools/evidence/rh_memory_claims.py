@@ -5,20 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from evidence import speeds
+from evidence import rh_memory_slots, speeds
 from evidence.record import Claim, bare, interval, observed, read, verdict
-from evidence.rh_memory import (
-    CPU_SPEEDS,
-    GPU_SPEEDS,
-    PEAK_MB,
-    RESULTS,
-    SMALL,
-    ZEROS,
-    folders,
-    judged,
-    peak_mb,
-    timed_zeros,
-)
+from evidence.rh_memory import CPU_SPEEDS, GPU_SPEEDS, PEAK_MB, SMALL, ZEROS, peak_mb, timed_zeros
+from evidence.rh_runs import RESULTS, folders, judged
 
 
 def claims() -> list[Claim]:
@@ -61,7 +51,7 @@ def claims() -> list[Claim]:
                 test="block bootstrap, 95 %",
             )
         )
-    return [*found, *_small(), *_times()]
+    return [*found, *rh_memory_slots.claims(), *_small(), *_times()]
 
 
 def _judgement(kind: str, row: Mapping[str, Any]) -> Claim:

@@ -1,0 +1,347 @@
+"""What `iceaggr analyze`, `calibrate` and `report` find in two models trained on a GPU, beside the seed's notes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from evidence.drawing import Drawing
+from evidence.record import Claim, columns, interval, markdown, read
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+
+RESULTS = "packages/iceaggr/results"
+RUNS = {
+    "v2": f"{RESULTS}/analysis-v2-2M-h200-seed0",
+    "v2 with aggregates": f"{RESULTS}/analysis-aggregates-2M-h200-seed0",
+}
+SHOWN = f"{RESULTS}/analysis-v2-2M-h200-seed0"
+"""Where the figures of both lie."""
+V2, BEST = RUNS
+_GROUPS = {
+    "all": ("type", None),
+    "track": ("type", "track"),
+    "cascade": ("type", "cascade"),
+    "interaction inside the array": ("contained", 1),
+    "outside": ("contained", 0),
+}
+_FIRST_NOTED: dict[str, tuple[str, str]] = {
+    "column norm of t1; of the next feature": ("6.26; a fifth of it", ""),
+    "share of the column norms: time / charge / aux / xyz / n": ("40 / 26 / 25 / 6 / 2 %", ""),
+    "norm of pulse slot 1; of the others": ("6.42; 1.4", ""),
+    "residual scales of the first layer, x and x0": ("1.11, 0.37", "1.70, 0.96"),
+    "residual scales of the last layer, x and x0": ("0.52, 0.13", "0.48, 0.26"),
+    "strongest rank correlation of a head with t1": ("-0.45", "-0.61"),
+    "strongest with z": ("+0.22", "+0.86"),
+    "strongest with q1": ("uncorrelated", "uncorrelated"),
+    "strongest with the number of pulses": ("", "+0.24"),
+    "CLS on itself, first layer; last": ("0.08; 0.006", "0.001 to 0.01; 0.005 to 0.08"),
+    "largest weight of CLS on itself": ("", "0.58"),
+    "attention by share of DOMs, last layer: 1 / 2-3 / 4-10 / more pulses": ("", "0.64 / 1.2 to 1.8 / 2.4 / 1.2"),
+    "largest norm of a DOM": ("", "1,062 (block 3)"),
+    "effective rank of the head": ("57 of 128", "201 of 256"),
+    "dead units of the head; activation rate": ("", "0 of 1,024; 87.7 %"),
+    "norms of the head's rows x / y / z": ("", "1.69 / 1.71 / 1.98"),
+    "z-bias": ("+0.54", "+0.12"),
+    "P10 / P25 / median / P75 / P90, degrees": ("", "2.0 / 7.8 / 49.8 / 94.7 / 127.9"),
+}
+"""The original's notes on its small model (v2, K = 16) and its 5M: real events, most of them trained on."""
+
+
+def notes() -> str:
+    """Every question of the original's notes: its figures beside those of both models."""
+    ours = {name: _answers(analysis(name)) for name in RUNS}
+    body = [[question, *noted, *(ours[name][question] for name in RUNS)] for question, noted in _FIRST_NOTED.items()]
+    header = ["", "as first noted, small", "as first noted, 5M", *(f"{name}, {_label()}" for name in RUNS)]
+    return markdown(header, body, "lrrrr")
+
+
+def _answers(found: Mapping[str, Any]) -> dict[str, str]:
+    """The same questions of one analysis."""
+    scalars, tables = found["scalars"], found["tables"]
+    norms, special = scalars["feature_norms"], scalars["head_specialisation"]
+    by_feature = tables["feature_norms"]["by feature"]
+    norm_of = dict(zip(by_feature["feature"], by_feature["norm"], strict=True))
+    slots = tables["feature_norms"]["by pulse slot"]["norm"]
+    scales = tables["residual_scales"]["by layer"]
+    self_weight, head = scalars["cls_self_attention"], scalars["direction_head"]
+    last = len(scales["layer"]) - 1
+    kinds = ("time", "charge", "aux", "xyz", "n")
+    next_norm = max(norm for name, norm in norm_of.items() if name != "t1")
+    next_name = next(name for name, norm in norm_of.items() if norm == next_norm)
+    others = norms.get("share of aggregates")
+    mass = [scalars["attention_by_multiplicity"][f"last layer, {n} pulses"] for n in ("1", "2-3", "4-10", ">10")]
+    errors = scalars["errors"]
+    values = (
+        f"{norm_of['t1']:.2f}; {next_norm:.2f} ({next_name})",
+        " / ".join(f"{100 * norms[f'share of {kind}']:.0f}" for kind in kinds)
+        + " %" + ("" if others is None else f", aggregates {100 * others:.0f} %"),
+        f"{slots[0]:.2f}; {min(slots[1:]):.2f} to {max(slots[1:]):.2f}",
+        *(f"{scales['scale_x'][i]:.2f}, {scales['scale_x0'][i]:.2f}" for i in (0, last)),
+        *(special.get(f"strongest rho with {name}", "") for name in ("t1", "z", "q1", "n_pulses")),
+        f"{self_weight['layer 0, mean over heads']:.3f}; {self_weight[f'layer {last}, mean over heads']:.3f}",
+        self_weight["largest"],
+        " / ".join(f"{ratio:.2f}" for ratio in mass),
+        scalars["norms"]["largest DOM norm"],
+        f"{head['effective rank of fc1']:.0f} of {head['largest possible rank of fc1']:.0f}",
+        f"{head['dead units']:.0f} of {head['units']:.0f}; {100 * head['mean activation rate']:.1f} %",
+        " / ".join(f"{head[f'norm of row {axis}']:.2f}" for axis in "xyz"),
+        scalars["z_bias"]["z bias"],
+        " / ".join(f"{errors[f'{name} (°)']:.1f}" for name in ("P10", "P25", "median", "P75", "P90")),
+    )  # fmt: skip
+    return dict(zip(_FIRST_NOTED, values, strict=True))
+
+
+def resolution() -> str:
+    """Mean and median error of both models by type of event and by containment."""
+    tables = {name: columns(f"{folder}/resolution.csv") for name, folder in RUNS.items()}
+    body = []
+    for text, (quantity, value) in _GROUPS.items():
+        cells = []
+        for name in RUNS:
+            row = _overall(name) if text == "all" else _row(tables[name], quantity, value)
+            cells += [f"{row['events']:,.0f}", interval(row["mean"], 1), interval(row["median"], 1)]
+        body.append([text, *cells])
+    header = [
+        f"opening angle, degrees ({_label()})",
+        *(f"{name}: {x}" for name in RUNS for x in ("events", "mean", "median")),
+    ]
+    return markdown(header, body, "lrrrrrr")
+
+
+def _overall(name: str) -> dict[str, Any]:
+    model = read(f"{RUNS[name]}/evaluation.json")["predictors"]["model"]
+    return {"events": model["n"], "mean": model["mean_deg"], "median": model["median_deg"]}
+
+
+def _row(table: Mapping[str, np.ndarray], quantity: str, value: Any) -> dict[str, Any]:
+    """A bin of resolution.csv: that of a type, by its group, or of "contained" 0 or 1, of all events."""
+    of = (table["quantity"] == quantity) & (table["group"] == (value if isinstance(value, str) else "all"))
+    if not isinstance(value, str):
+        of &= table["low"] == value
+    (i,) = of.nonzero()[0]
+    found = {
+        key: {"value": table[key][i], "low": table[f"{key}_low"][i], "high": table[f"{key}_high"][i]}
+        for key in ("mean", "median")
+    }
+    return {"events": table["events"][i], **found}
+
+
+def calibration() -> str:
+    """Is kappa worth its word: raw, with a temperature, with nominal levels, of both models."""
+    body = []
+    for name in RUNS:
+        record = read(f"{RUNS[name]}/calibration.json")
+        for step, text in (("raw", "raw"), ("calibrated", f"/ {record['temperature']:.2f}"), ("levels", "and levels")):
+            judged = record[step]
+            covered = {row["level"]: row["share"] for row in judged["coverage"]}
+            body.append([
+                name, text, f"{judged['nll']:.3f}", f"{judged['ece']:.4f}", f"{judged['ks']:.4f}",
+                *(f"{100 * covered[level]:.1f}" for level in (0.5, 0.9)), f"{judged['pull_median']:.3f}",
+            ])  # fmt: skip
+        body.append([
+            "", "if calibrated", "", f"{judged['ece_if_calibrated']:.4f}", f"< {judged['ks_critical']:.4f}", "50", "90",
+            f"{judged['pull_median_rayleigh']:.3f}",
+        ])  # fmt: skip
+    header = [
+        f"confidence ({_label()})",
+        "kappa",
+        "-log p, nats",
+        "ECE",
+        "KS",
+        "in the 50% region",
+        "in the 90% region",
+    ]
+    return markdown([*header, "median pull"], body, "llrrrrrr")
+
+
+def analysis(name: str) -> Any:
+    return read(f"{RUNS[name]}/analysis.json")
+
+
+def _label() -> str:
+    return str(analysis(V2)["label"])
+
+
+def importance(name: str) -> dict[str, tuple[float, float, float]]:
+    """Group of features -> increase of the mean error when it is shuffled, with its interval, degrees."""
+    table = analysis(name)["tables"]["feature_permutation"]["in degrees"]
+    rows = zip(table["increase"], table["low"], table["high"], strict=True)
+    return dict(zip(table["shuffled"], rows, strict=True))
+
+
+def claims() -> list[Claim]:
+    """What the two analyses show, each with the numbers that the documents' sentences have."""
+    return [claim for name in RUNS for claim in (_important(name), _biased(name), _covered(name), _scored(name))]
+
+
+def _claim(name: str, about: str, sentence: str, metric: str, values: list[float], files: tuple[str, ...]) -> Claim:
+    short = "v2" if name == V2 else "aggregates"
+    raw = [f"{RUNS[name]}/{file}" for file in files]
+    return Claim(f"iceaggr/analysis-{short}-{about}", sentence, metric, values, "measured", raw, seeds=[0])
+
+
+def _scored(name: str) -> Claim:
+    model = _overall(name)
+    return _claim(
+        name,
+        "error",
+        f"{name[:1].upper()}{name[1:]} after 2,000,000 events on one H200: {model['mean']['value']:.1f} degrees on "
+        f"{model['events']:,} held-out events simulated on a CPU ({_label()}, one seed).",
+        "mean opening angle, degrees",
+        [model["mean"]["value"]],
+        ("evaluation.json",),
+    )
+
+
+def _important(name: str) -> Claim:
+    found = importance(name)
+    top = sorted((group for group in found if group.startswith("all ")), key=lambda group: -found[group][0])
+    said = ", ".join(f"{g.removeprefix('all ')} {found[g][0]:+.1f} [{found[g][1]:.1f}, {found[g][2]:.1f}]" for g in top)
+    return _claim(
+        name,
+        "importance",
+        f"Shuffled features of {name} raise the mean error by these degrees: {said} ({_label()}).",
+        "increase of the mean opening angle, degrees",
+        [found[group][0] for group in top],
+        ("analysis.json",),
+    )
+
+
+def _biased(name: str) -> Claim:
+    whole = analysis(name)["scalars"]["z_bias"]["z bias"]
+    by_zenith = analysis(name)["tables"]["z_bias"]["z by true zenith"]
+    first, last = by_zenith["z bias"][0], by_zenith["z bias"][-1]
+    return _claim(
+        name,
+        "bias",
+        f"The z-bias of {name} is {whole}; {first:+.2f} at {by_zenith['bin'][0]} "
+        f"and {last:+.2f} at {by_zenith['bin'][-1]} of true zenith ({_label()}).",
+        "mean of predicted minus true z",
+        [first, last],
+        ("analysis.json",),
+    )
+
+
+def _covered(name: str) -> Claim:
+    record = read(f"{RUNS[name]}/calibration.json")
+    inside = {
+        step: [100 * row["share"] for row in record[step]["coverage"] if row["level"] in (0.5, 0.9)]
+        for step in ("raw", "levels")
+    }
+    raw, mended = (" / ".join(f"{share:.1f}" for share in inside[step]) for step in ("raw", "levels"))
+    return _claim(
+        name,
+        "coverage",
+        f"Regions of 50 and 90 % of {name} hold {raw} % of the events by its own kappa and {mended} % once calibrated "
+        f"({_label()}).",
+        "share of events inside, percent",
+        [*inside["raw"], *inside["levels"]],
+        ("calibration.json",),
+    )
+
+
+def _draw_resolution() -> Figure:
+    """Median error against energy, zenith and pulses, tracks and cascades, both models."""
+    from iceaggr.resolution import LABELS, select
+    from lab_shared.plotting import BLUE, RED, axes, style
+
+    shown = {"energy": True, "cos_zenith": False, "n_pulses": True}
+    with style():
+        fig, first = axes(9.0, 3.2)
+        first.remove()
+        panels: Any = fig.subplots(1, len(shown), sharey=True)
+        for ax, (quantity, log) in zip(panels, shown.items(), strict=True):
+            for (name, folder), line in zip(RUNS.items(), ("--", "-"), strict=True):
+                for group, colour in (("track", BLUE), ("cascade", RED)):
+                    rows = select(columns(f"{folder}/resolution.csv"), quantity, group)
+                    y = rows["median"]
+                    bars = {"yerr": (y - rows["median_low"], rows["median_high"] - y), "capsize": 2}
+                    look: Any = {"color": colour, "linestyle": line, "marker": "o", "markersize": 3, "linewidth": 1.1}
+                    ax.errorbar(rows["x"], y, **bars, **look, label=f"{group}, {name}")
+            if log:
+                ax.set_xscale("log")
+            ax.set(xlabel=LABELS[quantity])
+            ax.set_ylim(bottom=0)
+        panels[0].set_ylabel("median opening angle (°)")
+        fig.suptitle(_label(), fontsize=9)
+        panels[1].legend(fontsize=7)
+    return fig
+
+
+def _draw_coverage() -> Figure:
+    """Share of events inside regions of each nominal probability, less that probability."""
+    from lab_shared.plotting import BLUE, GREY, PURPLE, RED, axes, style
+
+    with style():
+        fig, first = axes(7.0, 3.0)
+        first.remove()
+        panels: Any = fig.subplots(1, len(RUNS), sharey=True)
+        for ax, (name, folder) in zip(panels, RUNS.items(), strict=True):
+            record = read(f"{folder}/calibration.json")
+            ax.axhline(0, color=GREY, linestyle=":")
+            for step, text, colour in (
+                ("raw", "raw kappa", RED),
+                ("calibrated", "kappa / temperature", PURPLE),
+                ("levels", "and nominal levels", BLUE),
+            ):
+                rows = record[step]["coverage"]
+                level = [row["level"] for row in rows]
+                low, high = ([row[end] - row["level"] for row in rows] for end in ("low", "high"))
+                ax.plot(level, [row["share"] - row["level"] for row in rows], color=colour, marker=".", label=text)
+                ax.fill_between(level, low, high, color=colour, alpha=0.25, linewidth=0)
+            ax.set(title=name, xlabel="probability of the region", xlim=(0, 1))
+        panels[0].set_ylabel("share inside − probability")
+        fig.suptitle(_label(), fontsize=9)
+        panels[0].legend(fontsize=7)
+    return fig
+
+
+def _draw_importance() -> Figure:
+    """Increase of the mean error when groups of features are shuffled, both models."""
+    from lab_shared.plotting import BLUE, GREY, RED, axes, style
+
+    found = {name: importance(name) for name in RUNS}
+    groups = sorted(found[BEST], key=lambda group: -found[BEST][group][0])
+    with style():
+        fig, ax = axes(5.6, 0.9 + 0.3 * len(groups))
+        for (name, values), colour, shift in zip(found.items(), (RED, BLUE), (-0.2, 0.2), strict=True):
+            place = [i + shift for i, group in enumerate(groups) if group in values]
+            mean, low, high = zip(*(values[group] for group in groups if group in values), strict=True)
+            reach = [[m - x for m, x in zip(mean, low, strict=True)], [x - m for m, x in zip(mean, high, strict=True)]]
+            ax.barh(place, mean, height=0.38, color=colour, label=name)
+            ax.errorbar(mean, place, xerr=reach, fmt="none", ecolor=GREY, elinewidth=1.1, capsize=2)
+        ax.set_yticks(range(len(groups)), groups)
+        ax.invert_yaxis()
+        ax.grid(axis="y", visible=False)
+        ax.set(xlabel=f"increase of the mean opening angle when shuffled (°), {_label()}")
+        ax.legend(loc="lower right")
+    return fig
+
+
+def _draw_heads(name: str) -> Figure:
+    """Rank correlation of every head's weights with properties of the DOMs."""
+    import numpy as np
+    from iceaggr.analysis.columns import PROPERTIES
+    from iceaggr.analysis.figures import heatmaps
+
+    table = analysis(name)["tables"]["head_specialisation"]["by layer and head"]
+    layers = 1 + max(table["layer"])
+    panels = {key: np.array(table[f"{key} rho"], float).reshape(layers, -1) for key in PROPERTIES}
+    return heatmaps(panels, f"mean ρ, {_label()}", signed=True)
+
+
+TABLES = {
+    "iceaggr.analysis-notes": notes,
+    "iceaggr.analysis-resolution": resolution,
+    "iceaggr.analysis-calibration": calibration,
+}
+_BOTH = [*RUNS.values()]
+DRAWINGS = [
+    Drawing(f"{SHOWN}/resolution.png", [f"{folder}/resolution.csv" for folder in _BOTH], _draw_resolution),
+    Drawing(f"{SHOWN}/coverage.png", [f"{folder}/calibration.json" for folder in _BOTH], _draw_coverage),
+    Drawing(f"{SHOWN}/importance.png", [f"{folder}/analysis.json" for folder in _BOTH], _draw_importance),
+    Drawing(f"{SHOWN}/heads.png", [f"{RUNS[V2]}/analysis.json"], lambda: _draw_heads(V2)),
+]
