@@ -137,13 +137,12 @@ def features(mu: Tensor, sigma: Tensor, frames: Tensor | None, centre: Centre) -
     shrink = matmul(inverse, excess)
     shrink = (shrink + shrink.mT) / 2
     precision_mean = matmul(inverse, m.unsqueeze(-1)).squeeze(-1) / s
-    log_term = log_det - shrink.diagonal(dim1=-2, dim2=-1).sum(-1)
+    log_term = log_det - _trace(shrink, identity)
     last = (m * precision_mean).sum(-1) + log_term
     one = torch.ones_like(m[..., :1])
     query = torch.cat([svec(excess * s[..., None]) + svec_outer(m), m, one], -1)
     key = torch.cat([svec(-shrink / s[..., None]), -2 * precision_mean, last.unsqueeze(-1)], -1)
-    trace = excess.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return Features(query, key, 0.5 * (trace - log_det + (m.square() / s).sum(-1)))
+    return Features(query, key, 0.5 * (_trace(excess, identity) - log_det + (m.square() / s).sum(-1)))
 
 
 class _InverseAndLogDet(torch.autograd.Function):
@@ -170,7 +169,7 @@ class _InverseAndLogDet(torch.autograd.Function):
         return (grad + grad.mT) / 2
 
 
-# Compiled on CUDA (torch 2.11), models with whole covariances got NaN gradients: the factorisation stays outside.
+# Compiled on CUDA (torch 2.11), a model with whole covariances got NaN gradients: the factorisation stays outside.
 @torch._disable_dynamo
 def _inverse_and_log_det(a: Tensor) -> tuple[Tensor, Tensor]:
     return _InverseAndLogDet.apply(a)
@@ -235,13 +234,18 @@ def mixture_covariance(
         return ((second - mean.square().sum(-1)) / d).clamp_min(0) + eps * second.abs()
     identity = torch.eye(d, dtype=mean.dtype, device=mean.device)
     second = unsvec(moments_BHNF[..., : -1 - d], d) + s[..., None] * identity
-    floor = eps * second.diagonal(dim1=-2, dim2=-1).sum(-1).abs()
+    floor = eps * _trace(second, identity).abs()
     covariance = second - mean.unsqueeze(-1) * mean.unsqueeze(-2) + floor[..., None, None] * identity
     return rotate_covariance(covariance, frames)
 
 
 def _transpose(frames: Tensor | None) -> Tensor | None:
     return None if frames is None else frames.mT
+
+
+def _trace(a: Tensor, identity: Tensor) -> Tensor:
+    """(..., d, d) to (...); as a masked sum, whose gradient is a product where that of a diagonal is a scatter."""
+    return (a * identity).sum((-2, -1))
 
 
 def _svec_diagonal(x: Tensor) -> Tensor:
