@@ -119,7 +119,7 @@ def _large() -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
     return row, [run for run in curves if run["variant"] == SAME_MODEL]
 
 
-def _more_steps() -> Mapping[str, float]:
+def _more_steps() -> Mapping[str, Any]:
     """v2 in small batches minus v2 in large ones, seed by seed."""
     from iceaggr.ablation_stats import over_seeds
 

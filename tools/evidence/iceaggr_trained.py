@@ -28,7 +28,7 @@ _GROUPS = {
     "outside": ("contained", 0),
 }
 _FIRST_NOTED: dict[str, tuple[str, str]] = {
-    "column norm of t1; of the next feature": ("6.26; a fifth of it", ""),
+    "column norm of t1; largest of the others": ("6.26; a fifth of it", ""),
     "share of the column norms: time / charge / aux / xyz / n": ("40 / 26 / 25 / 6 / 2 %", ""),
     "norm of pulse slot 1; of the others": ("6.42; 1.4", ""),
     "residual scales of the first layer, x and x0": ("1.11, 0.37", "1.70, 0.96"),
@@ -69,13 +69,12 @@ def _answers(found: Mapping[str, Any]) -> dict[str, str]:
     self_weight, head = scalars["cls_self_attention"], scalars["direction_head"]
     last = len(scales["layer"]) - 1
     kinds = ("time", "charge", "aux", "xyz", "n")
-    next_norm = max(norm for name, norm in norm_of.items() if name != "t1")
-    next_name = next(name for name, norm in norm_of.items() if norm == next_norm)
+    largest = max((name for name in norm_of if name != "t1"), key=norm_of.__getitem__)
     others = norms.get("share of aggregates")
     mass = [scalars["attention_by_multiplicity"][f"last layer, {n} pulses"] for n in ("1", "2-3", "4-10", ">10")]
     errors = scalars["errors"]
     values = (
-        f"{norm_of['t1']:.2f}; {next_norm:.2f} ({next_name})",
+        f"{norm_of['t1']:.2f}; {norm_of[largest]:.2f} ({largest})",
         " / ".join(f"{100 * norms[f'share of {kind}']:.0f}" for kind in kinds)
         + " %" + ("" if others is None else f", aggregates {100 * others:.0f} %"),
         f"{slots[0]:.2f}; {min(slots[1:]):.2f} to {max(slots[1:]):.2f}",

@@ -133,6 +133,8 @@ def test_analyze_writes_arrays_tables_figures_and_a_page(workshop, name, absent,
         rho = arrays["rho_LHV"]
     rows = list(csv.DictReader((run / "analysis" / "head_specialisation.csv").read_text().splitlines()))
     np.testing.assert_allclose([float(row["z rho"]) for row in rows], rho[..., 1].ravel())
+    kept = json.loads((run / "analysis.json").read_text())["tables"]["head_specialisation"]["by layer and head"]
+    np.testing.assert_allclose(kept["z rho"], rho[..., 1].ravel(), rtol=1e-5)
     with np.load(run / "analysis" / "feature_permutation.npz") as arrays:
         increase = (arrays["permuted_error_deg"] - arrays["error_deg"]).mean(1)
     table = list(csv.DictReader((run / "analysis" / "feature_permutation.csv").read_text().splitlines()))
@@ -151,6 +153,8 @@ def test_analyze_looks_at_unseen_events_only(workshop, capsys):
     others = held_out_events(workshop / "b", config, torch.device("cpu"), data=workshop / "other", max_events=30)
     assert (others.index_N.size, others.label) == (30, "labelled data of other")
     assert others.spread(7).tolist() == [0, 4, 8, 12, 17, 21, 25]
+    out = run_json(["analyze", run, "--inside", "10", "--permuted", "5", "--device", "cpu"], capsys)
+    assert (out["n_events"], out["sizes"]["inside"], out["sizes"]["permuted"]) == (60, 10, 5)
     assert main(["analyze", run, "--events", "40"]) == 0
     text = capsys.readouterr().out
     assert "40 held-out events" in text

@@ -30,7 +30,7 @@ class Contrast(NamedTuple):
 
 def row(name: str, error_SN: np.ndarray, summaries: Sequence[Record]) -> Record:
     """One line of the table: mean error with its interval over events and its interval over seeds, and what it cost."""
-    seeds = _over_seeds(error_SN.mean(1))
+    seeds = over_seeds(error_SN.mean(1))
     rates = [s.get("train_events_per_s") for s in summaries]
     return {
         "name": name,
@@ -71,7 +71,7 @@ def paired(treated_SN: np.ndarray, control_SN: np.ndarray) -> Record:
         raise UserError(f"errors of shapes {treated_SN.shape} and {control_SN.shape} are not of the same runs")
     treated_N, control_N = (x.mean(0, dtype=np.float64) for x in (treated_SN, control_SN))
     difference_N = treated_N - control_N
-    seeds = _over_seeds(treated_SN.mean(1, dtype=np.float64) - control_SN.mean(1, dtype=np.float64))
+    seeds = over_seeds(treated_SN.mean(1, dtype=np.float64) - control_SN.mean(1, dtype=np.float64))
     events = bca_interval(difference_N)
     return {
         "difference": float(difference_N.mean()),
@@ -150,7 +150,8 @@ def over_events(error_N: np.ndarray) -> Record:
     return {"mean_deg": float(error_N.mean()), "events_low": events.low, "events_high": events.high}
 
 
-def _over_seeds(values_S: np.ndarray) -> Summary:
+def over_seeds(values_S: Sequence[float] | np.ndarray) -> Summary:
+    """Mean over seeds and its Student's t interval of 95%, without bounds for one seed."""
     return seeds_table([{"seed": i, "value": float(v)} for i, v in enumerate(values_S)]).summary["value"]
 
 

@@ -140,7 +140,7 @@ def calibrate_run(run_dir: Path) -> dict[str, Any]:
     """
     run = read_run(Path(run_dir))
     if run.predictions is None:
-        raise UserError(f"{run_dir} has no predictions.npz: finish it with `iceaggr train --resume {run_dir}`")
+        raise UserError(f"{run_dir} has no predictions.npz: score it with `iceaggr evaluate {run_dir}`")
     result = describe(fit_arrays(run.predictions), label=run.label)
     lines = [table(result)]
     if components := predicted_components(run.predictions):

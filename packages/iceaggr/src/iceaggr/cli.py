@@ -81,7 +81,7 @@ def program() -> Program:
     )
 
     sub = add("evaluate", _evaluate, "Score a run on labelled events it was not trained on, beside the baselines.")
-    _run_and_data(sub)
+    _run_and_data(sub, "labelled folder; default: the run's own held-out events, and the scores are kept in RUN")
     sub.add_argument("--drop-seen", action="store_true", help="skip events the run was trained on instead of refusing")
     sub.add_argument("--oracle", type=int, default=0, metavar="N", help="fit the simulator's likelihood to N of them")
     json_flag(sub)
@@ -117,9 +117,10 @@ def program() -> Program:
     return tool
 
 
-def _run_and_data(sub: argparse.ArgumentParser) -> None:
+def _run_and_data(sub: argparse.ArgumentParser, without: str | None = None) -> None:
+    """without: what happens without --data; None where it is needed."""
     sub.add_argument("run_dir", type=Path, metavar="RUN")
-    sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="Kaggle-format folder")
+    sub.add_argument("--data", type=Path, required=without is None, metavar="DIR", help=without or "Kaggle folder")
     sub.add_argument("--events", type=positive_int, metavar="N", help="only the first N events")
     device_flag(sub)
 
@@ -197,16 +198,15 @@ def _record() -> Path:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from iceaggr.evaluate import evaluate_folder
+    shared = {"max_events": args.events, "device": args.device, "oracle": args.oracle}
+    if args.data is None:
+        from iceaggr.own_events import evaluate_own
 
-    result = evaluate_folder(
-        args.run_dir,
-        args.data,
-        max_events=args.events,
-        device=args.device,
-        drop_seen=args.drop_seen,
-        oracle=args.oracle,
-    )
+        result = evaluate_own(args.run_dir, **shared)
+    else:
+        from iceaggr.evaluate import evaluate_folder
+
+        result = evaluate_folder(args.run_dir, args.data, drop_seen=args.drop_seen, **shared)
     print_result(result, args.json)
 
 

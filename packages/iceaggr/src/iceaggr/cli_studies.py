@@ -29,6 +29,8 @@ def add_studies(add: Add) -> None:
     sub.add_argument("run_dir", type=Path, metavar="RUN")
     sub.add_argument("--data", type=Path, metavar="DIR", help="labelled folder; default: the run's own held-out events")
     sub.add_argument("--events", type=positive_int, metavar="N", help="at most N events")
+    sub.add_argument("--inside", type=positive_int, metavar="N", help="events to look inside the model with")
+    sub.add_argument("--permuted", type=positive_int, metavar="N", help="events to permute the features of")
     sub.add_argument("--drop-seen", action="store_true", help="skip events the run was trained on instead of refusing")
     device_flag(sub)
     json_flag(sub)
@@ -91,6 +93,7 @@ def add_studies(add: Add) -> None:
     sub.add_argument("--store", metavar="DIR", help="where simulated events are kept, default data/iceaggr")
     sub.add_argument("--tokens-per-batch", type=positive_int, metavar="N", help="fewer: more, smaller steps")
     sub.add_argument("--stream", action="store_true", help="simulate while training, no event twice, none on disk")
+    sub.add_argument("--so-far", action="store_true", help="train nothing; what the finished runs in --out say")
     engine_flags(sub)
     dry_run_flag(sub)
     json_flag(sub)
@@ -99,6 +102,13 @@ def add_studies(add: Add) -> None:
 def _ablate(args: argparse.Namespace) -> None:
     from iceaggr.ablations import Budget, ablate, only_variants, study
 
+    asked = study(args.study) if args.only is None else only_variants(study(args.study), args.only)
+    out = args.out or Path("runs/iceaggr") / f"ablate-{args.study}"
+    if args.so_far:
+        from iceaggr.ablation_so_far import so_far
+
+        print_result(so_far(asked, out), args.json)
+        return
     held_out = args.held_out
     if held_out is None:
         import torch
@@ -114,9 +124,9 @@ def _ablate(args: argparse.Namespace) -> None:
         tokens_per_batch=args.tokens_per_batch,
     )
     result = ablate(
-        study(args.study) if args.only is None else only_variants(study(args.study), args.only),
+        asked,
         budget if args.store is None else replace(budget, store=args.store),
-        args.out or Path("runs/iceaggr") / f"ablate-{args.study}",
+        out,
         **engine_options(args),
         dry_run=args.dry_run,
     )
@@ -127,7 +137,13 @@ def _analyze(args: argparse.Namespace) -> None:
     from iceaggr.analysis.analyze import analyze_run
 
     result = analyze_run(
-        args.run_dir, data=args.data, max_events=args.events, device=args.device, drop_seen=args.drop_seen
+        args.run_dir,
+        data=args.data,
+        max_events=args.events,
+        device=args.device,
+        drop_seen=args.drop_seen,
+        inside=args.inside,
+        permuted=args.permuted,
     )
     print_result(result, args.json)
 

@@ -1,14 +1,14 @@
 """`iceaggr analyze RUN`: what a trained model uses, where it looks, how it carries it, and how wrong it is.
 
-Writes RUN/analysis/NAME.{npz,csv,png} for every study, RUN/analysis.json with the single numbers, and RUN/analysis.html
-with everything. Only events that the run was not trained on are looked at.
+Writes RUN/analysis/NAME.{npz,csv,png} for every study, RUN/analysis.json with the single numbers and the tables, and
+RUN/analysis.html with everything. Only events that the run was not trained on are looked at.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from iceaggr.models.build import Model
 from iceaggr.models.flat import FlatTransformer
 from iceaggr.predict import load_run, predict_events
 from iceaggr.run_files import read_run
+from iceaggr.summaries import Columns
 
 FILE, PAGE, FOLDER = "analysis.json", "analysis.html", "analysis"
 INSIDE = (
@@ -53,8 +54,12 @@ class Sizes:
     permuted: int
 
     @classmethod
-    def on(cls, device: torch.device, max_events: int | None) -> Sizes:
+    def on(
+        cls, device: torch.device, max_events: int | None, *, inside: int | None = None, permuted: int | None = None
+    ) -> Sizes:
+        """What suits the device, or what is asked for; never more than max_events."""
         most = cls(100_000, 20_000, 20_000) if device.type == "cuda" else cls(5_000, 1_500, 600)
+        most = replace(most, inside=inside or most.inside, permuted=permuted or most.permuted)
         return most if max_events is None else cls(*(min(max_events, n) for n in astuple(most)))
 
 
@@ -65,6 +70,8 @@ def analyze_run(
     max_events: int | None = None,
     device: str | None = None,
     drop_seen: bool = False,
+    inside: int | None = None,
+    permuted: int | None = None,
 ) -> dict[str, Any]:
     """Analyse a finished run and write its files; returns what analysis.json holds, and the text of all tables.
 
@@ -72,17 +79,24 @@ def analyze_run(
         data: labelled folder; default the run's own held-out events, with the predictions its evaluation saved.
         max_events: look at no more events; default all that have saved predictions, `Sizes` for what runs the model.
         drop_seen: skip events of `data` that the run was trained on instead of refusing.
+        inside: events to walk through the model with; default what takes about a minute.
+        permuted: events to permute features of, likewise.
 
     Raises:
-        UserError: no finished run, or its events are not there.
+        UserError: no finished run, or its events or its scores are not there.
         SplitError: the events are unlabelled or were trained on.
     """
     run_dir, where = Path(run_dir), pick_device(device)
-    sizes = Sizes.on(where, max_events)
+    sizes = Sizes.on(where, max_events, inside=inside, permuted=permuted)
     config, model = load_run(run_dir, where)
-    most = sizes.predicted if data is not None else max_events
-    sample = held_out_events(run_dir, config, where, data=data, max_events=most, drop_seen=drop_seen)
-    predictions = _saved(run_dir, sample) if data is None else _predicted(model, config, sample)
+    if data is None:
+        saved = _saved(run_dir)
+        scored = saved["event_id"]
+        sample = held_out_events(run_dir, config, where, data=None, max_events=max_events, scored=scored)
+        predictions = _chosen(saved, sample, run_dir)
+    else:
+        sample = held_out_events(run_dir, config, where, data=data, max_events=sizes.predicted, drop_seen=drop_seen)
+        predictions = _predicted(model, config, sample)
     studies = [
         errors.error_percentiles(predictions, sample.label),
         errors.bias(predictions, sample.label),
@@ -98,6 +112,11 @@ def analyze_run(
         "sizes": asdict(sizes),
         "parameters": sum(p.numel() for p in model.parameters()),
         "scalars": {study.name: _for_json(study.scalars) for study in studies if isinstance(study, Study)},
+        "tables": {
+            study.name: {caption: _lists(columns) for caption, columns in study.tables.items()}
+            for study in studies
+            if isinstance(study, Study)
+        },
         "absent": {study.name: study.reason for study in studies if isinstance(study, Absent)},
         "page": str(run_dir / PAGE),
     }
@@ -115,19 +134,25 @@ def analyze_run(
     return result | {"text": "\n\n".join([title, *map(as_text, studies), f"page: {run_dir / PAGE}"])}
 
 
-def _saved(run_dir: Path, sample: Sample) -> errors.Predictions:
-    """What the run's own evaluation predicted for the sample."""
+def _saved(run_dir: Path) -> dict[str, np.ndarray]:
+    """What the run's own evaluation left."""
     saved = read_run(run_dir).predictions
     if saved is None:
-        raise UserError(f"{run_dir} has no predictions.npz: finish it with `iceaggr train --resume {run_dir}`")
+        raise UserError(f"{run_dir} has no predictions.npz: score it with `iceaggr evaluate {run_dir}`")
+    return saved
+
+
+def _chosen(saved: dict[str, np.ndarray], sample: Sample, run_dir: Path) -> errors.Predictions:
+    """What the run's own evaluation predicted for the sample."""
     ids = sample.cache.event_id[sample.index_N]
     rows = np.flatnonzero(np.isin(saved["event_id"], ids))
     rows = rows[np.argsort(saved["event_id"][rows])]
     known = angles_to_vector(saved["azimuth"][rows], saved["zenith"][rows])
     if len(rows) != len(ids) or not np.allclose(known, sample.cache.direction_E3[sample.index_N][np.argsort(ids)]):
         raise UserError(
-            f"the events found for {run_dir} are not those of its predictions.npz (the data was made again since): "
-            "give --data a labelled folder"
+            f"the events found for {run_dir} are not those of its predictions.npz (the data was made again since, or "
+            f"on another kind of device): score it here with `iceaggr evaluate {run_dir}`, or give --data a labelled "
+            "folder"
         )
     predicted_N3 = angles_to_vector(saved["pred_azimuth"][rows], saved["pred_zenith"][rows])
     return errors.Predictions(predicted_N3, known, saved["n_pulses"][rows])
@@ -167,3 +192,15 @@ def _studies_of_the_inside(model: Model, config: TrainConfig, sample: Sample, si
 def _for_json(scalars: dict[str, float | str]) -> dict[str, float | str | None]:
     """JSON has no NaN and no infinity."""
     return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in scalars.items()}
+
+
+def _lists(columns: Columns) -> dict[str, list[Any]]:
+    """A table for JSON, column by column, floats to six digits."""
+    return {
+        name: [_six_digits(x) if isinstance(x, float) else x for x in values.tolist()]
+        for name, values in columns.items()
+    }
+
+
+def _six_digits(x: float) -> float | None:
+    return float(f"{x:.6g}") if math.isfinite(x) else None

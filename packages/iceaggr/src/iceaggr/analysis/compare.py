@@ -91,9 +91,10 @@ def _names(paths: list[Path]) -> list[str]:
 def _read(path: Path, name: str) -> _Run:
     files = read_run(path)
     if files.predictions is None or "event_id" not in files.predictions:
-        raise UserError(f"{path} has no predictions.npz with event ids: finish the run first")
+        raise UserError(f"{path} has no predictions.npz with event ids: score it with `iceaggr evaluate {path}`")
     config, model = load_run(path, torch.device("cpu"))
-    shown = ("arch", "features", "slots", "input", "d_model", "d_hidden", "layers", "heads", "head_hidden", "dom_cap")
+    shown = ("arch", "features", "slots", "input", "d_model", "d_hidden", "layers", "heads", "head_hidden", "dom_cap",
+             "fourier", "aggregates", "ice", "interval", "head_mixture")  # fmt: skip
     facts: dict[str, Any] = {"parameters": f"{sum(p.numel() for p in model.parameters()):,}"}
     facts |= {key: getattr(config.model, key) for key in shown} | {"epochs": config.epochs, "seed": config.seed}
     facts["held-out events"] = f"{files.predictions['error_deg'].size:,}"

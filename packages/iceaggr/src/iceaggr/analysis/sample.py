@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from lab_shared.arrays import load_array
-from lab_shared.errors import UserError
 
 from iceaggr.config import TrainConfig
 from iceaggr.data.cache import EventCache
 from iceaggr.data.features import Tables
 from iceaggr.data.kaggle import KaggleFolder
-from iceaggr.data.prepare import STREAM, SplitError, data_label, folder_geometry, prepare, refuse_overlap, split
+from iceaggr.data.prepare import SplitError, data_label, folder_geometry, refuse_overlap
 from iceaggr.data.pulses import Pulses
 from iceaggr.evaluate import TRAINED_ON
+from iceaggr.own_events import own_held_out
 
 
 @dataclass(frozen=True)
@@ -43,43 +42,27 @@ def held_out_events(
     data: Path | None,
     max_events: int | None,
     drop_seen: bool = False,
+    scored: np.ndarray | None = None,
 ) -> Sample:
     """At most `max_events` events (None: all): of the folder `data`, or of the run's own held-out set when it is None.
+
+    scored: event ids, of its own held-out events those to choose from; default all.
 
     Raises:
         UserError: the run's own events are not where it found them.
         SplitError: the folder is unlabelled, has events the run was trained on (with drop_seen: has no others).
     """
-    seen = load_array(Path(run_dir) / TRAINED_ON)
     if data is not None:
+        seen = load_array(Path(run_dir) / TRAINED_ON)
         cache = _unseen(data, seen, max_events, drop_seen=drop_seen)
         tables = Tables.of(folder_geometry(data, config.data.geometry), device)
         return Sample(cache, np.arange(cache.n_events), tables, data_label(data))
-    own = config.data
-    if own.data != STREAM:  # the held-out events of a stream are simulated again
-        own = replace(own, data=str(_own_folder(Path(run_dir), config)))
-    prepared = prepare(own, seed=config.seed, device=device.type)
-    _, held_out_E = split(prepared.cache, config.data)
-    refuse_overlap(seen, prepared.cache.event_id[held_out_E])
+    first = None if scored is None else scored.size
+    prepared, held_out_E = own_held_out(Path(run_dir), config, device.type, first=first)
+    if scored is not None:
+        held_out_E = held_out_E[np.isin(prepared.cache.event_id[held_out_E], scored)]
     whole = Sample(prepared.cache, held_out_E, Tables.of(prepared.geometry, device), prepared.label)
     return whole if max_events is None else replace(whole, index_N=whole.spread(max_events))
-
-
-def _own_folder(run_dir: Path, config: TrainConfig) -> Path:
-    """The folder a run was trained from, as its configuration names it. Never simulates."""
-    if config.data.data is not None:
-        folder = Path(config.data.data)
-    else:
-        manifest = json.loads((run_dir / "manifest.json").read_text())
-        device = "cpu" if manifest["cuda"] is None else "cuda"
-        n = (config.data.train_events or 0) + config.data.val_events
-        folder = Path(config.data.store) / f"simulated-{device}-{n}-seed{config.seed}"
-    if not folder.is_dir():
-        raise UserError(
-            f"the events of {run_dir} are not at {folder}: start this where the run was started, "
-            "or give --data a labelled folder"
-        )
-    return folder
 
 
 def _unseen(folder: Path, seen: np.ndarray, max_events: int | None, *, drop_seen: bool) -> EventCache:
