@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from evidence import iceaggr_ablations, iceaggr_trained
+from evidence import iceaggr_ablations, iceaggr_trained_figures
 from evidence.drawing import Drawing
 from evidence.iceaggr import RESULTS, evaluation
 from evidence.record import read
@@ -82,5 +82,5 @@ DRAWINGS = [
     Drawing(f"{_QUICK}/resolution_n_pulses.png", [f"{_QUICK}/evaluation.json"], resolution_by_pulses),
     Drawing(f"{RESULTS}/realism/qq.png", [f"{RESULTS}/realism/inspect.json"], qq),
     *iceaggr_ablations.DRAWINGS,
-    *iceaggr_trained.DRAWINGS,
+    *iceaggr_trained_figures.DRAWINGS,
 ]

@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from evidence.drawing import Drawing
 from evidence.record import Claim, columns, interval, markdown, read
 
 if TYPE_CHECKING:
     import numpy as np
-    from matplotlib.figure import Figure
 
 RESULTS = "packages/iceaggr/results"
 RUNS = {
     "v2": f"{RESULTS}/analysis-v2-2M-h200-seed0",
     "v2 with aggregates": f"{RESULTS}/analysis-aggregates-2M-h200-seed0",
 }
-SHOWN = f"{RESULTS}/analysis-v2-2M-h200-seed0"
-"""Where the figures of both lie."""
 V2, BEST = RUNS
 _GROUPS = {
     "all": ("type", None),
@@ -54,7 +50,7 @@ def notes() -> str:
     """Every question of the original's notes: its figures beside those of both models."""
     ours = {name: _answers(analysis(name)) for name in RUNS}
     body = [[question, *noted, *(ours[name][question] for name in RUNS)] for question, noted in _FIRST_NOTED.items()]
-    header = ["", "as first noted, small", "as first noted, 5M", *(f"{name}, {_label()}" for name in RUNS)]
+    header = ["", "as first noted, small", "as first noted, 5M", *(f"{name}, {label()}" for name in RUNS)]
     return markdown(header, body, "lrrrr")
 
 
@@ -104,7 +100,7 @@ def resolution() -> str:
             cells += [f"{row['events']:,.0f}", interval(row["mean"], 1), interval(row["median"], 1)]
         body.append([text, *cells])
     header = [
-        f"opening angle, degrees ({_label()})",
+        f"opening angle, degrees ({label()})",
         *(f"{name}: {x}" for name in RUNS for x in ("events", "mean", "median")),
     ]
     return markdown(header, body, "lrrrrrr")
@@ -145,7 +141,7 @@ def calibration() -> str:
             f"{judged['pull_median_rayleigh']:.3f}",
         ])  # fmt: skip
     header = [
-        f"confidence ({_label()})",
+        f"confidence ({label()})",
         "kappa",
         "-log p, nats",
         "ECE",
@@ -157,10 +153,12 @@ def calibration() -> str:
 
 
 def analysis(name: str) -> Any:
+    """What `iceaggr analyze` left of a model."""
     return read(f"{RUNS[name]}/analysis.json")
 
 
-def _label() -> str:
+def label() -> str:
+    """Of the events both were judged on."""
     return str(analysis(V2)["label"])
 
 
@@ -188,7 +186,7 @@ def _scored(name: str) -> Claim:
         name,
         "error",
         f"{name[:1].upper()}{name[1:]} after 2,000,000 events on one H200: {model['mean']['value']:.1f} degrees on "
-        f"{model['events']:,} held-out events simulated on a CPU ({_label()}, one seed).",
+        f"{model['events']:,} held-out events simulated on a CPU ({label()}, one seed).",
         "mean opening angle, degrees",
         [model["mean"]["value"]],
         ("evaluation.json",),
@@ -202,7 +200,7 @@ def _important(name: str) -> Claim:
     return _claim(
         name,
         "importance",
-        f"Shuffled features of {name} raise the mean error by these degrees: {said} ({_label()}).",
+        f"Shuffled features of {name} raise the mean error by these degrees: {said} ({label()}).",
         "increase of the mean opening angle, degrees",
         [found[group][0] for group in top],
         ("analysis.json",),
@@ -217,7 +215,7 @@ def _biased(name: str) -> Claim:
         name,
         "bias",
         f"The z-bias of {name} is {whole}; {first:+.2f} at {by_zenith['bin'][0]} "
-        f"and {last:+.2f} at {by_zenith['bin'][-1]} of true zenith ({_label()}).",
+        f"and {last:+.2f} at {by_zenith['bin'][-1]} of true zenith ({label()}).",
         "mean of predicted minus true z",
         [first, last],
         ("analysis.json",),
@@ -235,101 +233,11 @@ def _covered(name: str) -> Claim:
         name,
         "coverage",
         f"Regions of 50 and 90 % of {name} hold {raw} % of the events by its own kappa and {mended} % once calibrated "
-        f"({_label()}).",
+        f"({label()}).",
         "share of events inside, percent",
         [*inside["raw"], *inside["levels"]],
         ("calibration.json",),
     )
-
-
-def _draw_resolution() -> Figure:
-    """Median error against energy, zenith and pulses, tracks and cascades, both models."""
-    from iceaggr.resolution import LABELS, select
-    from lab_shared.plotting import BLUE, RED, axes, style
-
-    shown = {"energy": True, "cos_zenith": False, "n_pulses": True}
-    with style():
-        fig, first = axes(9.0, 3.2)
-        first.remove()
-        panels: Any = fig.subplots(1, len(shown), sharey=True)
-        for ax, (quantity, log) in zip(panels, shown.items(), strict=True):
-            for (name, folder), line in zip(RUNS.items(), ("--", "-"), strict=True):
-                for group, colour in (("track", BLUE), ("cascade", RED)):
-                    rows = select(columns(f"{folder}/resolution.csv"), quantity, group)
-                    y = rows["median"]
-                    bars = {"yerr": (y - rows["median_low"], rows["median_high"] - y), "capsize": 2}
-                    look: Any = {"color": colour, "linestyle": line, "marker": "o", "markersize": 3, "linewidth": 1.1}
-                    ax.errorbar(rows["x"], y, **bars, **look, label=f"{group}, {name}")
-            if log:
-                ax.set_xscale("log")
-            ax.set(xlabel=LABELS[quantity])
-            ax.set_ylim(bottom=0)
-        panels[0].set_ylabel("median opening angle (°)")
-        fig.suptitle(_label(), fontsize=9)
-        panels[1].legend(fontsize=7)
-    return fig
-
-
-def _draw_coverage() -> Figure:
-    """Share of events inside regions of each nominal probability, less that probability."""
-    from lab_shared.plotting import BLUE, GREY, PURPLE, RED, axes, style
-
-    with style():
-        fig, first = axes(7.0, 3.0)
-        first.remove()
-        panels: Any = fig.subplots(1, len(RUNS), sharey=True)
-        for ax, (name, folder) in zip(panels, RUNS.items(), strict=True):
-            record = read(f"{folder}/calibration.json")
-            ax.axhline(0, color=GREY, linestyle=":")
-            for step, text, colour in (
-                ("raw", "raw kappa", RED),
-                ("calibrated", "kappa / temperature", PURPLE),
-                ("levels", "and nominal levels", BLUE),
-            ):
-                rows = record[step]["coverage"]
-                level = [row["level"] for row in rows]
-                low, high = ([row[end] - row["level"] for row in rows] for end in ("low", "high"))
-                ax.plot(level, [row["share"] - row["level"] for row in rows], color=colour, marker=".", label=text)
-                ax.fill_between(level, low, high, color=colour, alpha=0.25, linewidth=0)
-            ax.set(title=name, xlabel="probability of the region", xlim=(0, 1))
-        panels[0].set_ylabel("share inside − probability")
-        fig.suptitle(_label(), fontsize=9)
-        panels[0].legend(fontsize=7)
-    return fig
-
-
-def _draw_importance() -> Figure:
-    """Increase of the mean error when groups of features are shuffled, both models."""
-    from lab_shared.plotting import BLUE, GREY, RED, axes, style
-
-    found = {name: importance(name) for name in RUNS}
-    groups = sorted(found[BEST], key=lambda group: -found[BEST][group][0])
-    with style():
-        fig, ax = axes(5.6, 0.9 + 0.3 * len(groups))
-        for (name, values), colour, shift in zip(found.items(), (RED, BLUE), (-0.2, 0.2), strict=True):
-            place = [i + shift for i, group in enumerate(groups) if group in values]
-            mean, low, high = zip(*(values[group] for group in groups if group in values), strict=True)
-            reach = [[m - x for m, x in zip(mean, low, strict=True)], [x - m for m, x in zip(mean, high, strict=True)]]
-            ax.barh(place, mean, height=0.38, color=colour, label=name)
-            ax.errorbar(mean, place, xerr=reach, fmt="none", ecolor=GREY, elinewidth=1.1, capsize=2)
-        ax.set_yticks(range(len(groups)), groups)
-        ax.invert_yaxis()
-        ax.grid(axis="y", visible=False)
-        ax.set(xlabel=f"increase of the mean opening angle when shuffled (°), {_label()}")
-        ax.legend(loc="lower right")
-    return fig
-
-
-def _draw_heads(name: str) -> Figure:
-    """Rank correlation of every head's weights with properties of the DOMs."""
-    import numpy as np
-    from iceaggr.analysis.columns import PROPERTIES
-    from iceaggr.analysis.figures import heatmaps
-
-    table = analysis(name)["tables"]["head_specialisation"]["by layer and head"]
-    layers = 1 + max(table["layer"])
-    panels = {key: np.array(table[f"{key} rho"], float).reshape(layers, -1) for key in PROPERTIES}
-    return heatmaps(panels, f"mean ρ, {_label()}", signed=True)
 
 
 TABLES = {
@@ -337,10 +245,3 @@ TABLES = {
     "iceaggr.analysis-resolution": resolution,
     "iceaggr.analysis-calibration": calibration,
 }
-_BOTH = [*RUNS.values()]
-DRAWINGS = [
-    Drawing(f"{SHOWN}/resolution.png", [f"{folder}/resolution.csv" for folder in _BOTH], _draw_resolution),
-    Drawing(f"{SHOWN}/coverage.png", [f"{folder}/calibration.json" for folder in _BOTH], _draw_coverage),
-    Drawing(f"{SHOWN}/importance.png", [f"{folder}/analysis.json" for folder in _BOTH], _draw_importance),
-    Drawing(f"{SHOWN}/heads.png", [f"{RUNS[V2]}/analysis.json"], lambda: _draw_heads(V2)),
-]
