@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 from attn_clustering.conclusion import LEARNED_WITHIN, conclude
+from attn_clustering.data.levels import FLOORS
 from attn_clustering.experiments import EXPERIMENTS
-from attn_clustering.report_data import FLOORS, MatrixFiles, condition_rows
+from attn_clustering.report_data import MatrixFiles, condition_rows
 
 EXPERIMENT = EXPERIMENTS["controlled-small"][1]
 RECAL = EXPERIMENT.recals[0].name

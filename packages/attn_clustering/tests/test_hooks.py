@@ -86,6 +86,18 @@ def test_patterns_and_scores_can_be_replaced(model):
     assert_parity(kept[0], torch.eye(9).expand(3, 4, 9, 9), atol=0)
 
 
+def test_watching_sees_what_hooks_see_and_makes_no_logits(model, monkeypatch):
+    names = ["hook_embed", "blocks.0.attn.hook_pattern", "blocks.1.hook_resid_post"]
+    _, cache = model.run_with_cache(TOKENS, names)
+    monkeypatch.setattr(model, "head", lambda *_: pytest.fail("logits were made"))
+    seen = {}
+    model.watch(TOKENS, [(name, lambda x, point: seen.__setitem__(point.name, x)) for name in names])
+    assert list(seen) == names
+    assert all(torch.equal(seen[name], cache[name]) for name in names)
+    with pytest.raises(ValueError, match="after the last block"):
+        model.watch(TOKENS, [("ln_final.hook_normalized", lambda x, point: None)])
+
+
 def test_without_hooks_there_are_none(model, monkeypatch):
     def forbidden(*_):
         raise AssertionError("a hook ran in a plain forward pass")

@@ -123,6 +123,7 @@ def test_control_variate_leaves_the_floor_where_it_is(small):
 def test_levels_are_ordered_and_complete(small):
     for config in small.values():
         found = levels.levels(config, n_sequences=64)
+        assert levels.bayes_floor(config, n_sequences=64) == found.bayes_floor
         losses = [found.ln_vocab, found.unigram, found.unigram_filter, found.bayes_floor, found.known_topic]
         assert [x.value for x in losses] == sorted((x.value for x in losses), reverse=True)
         assert found.chance_accuracy.value <= found.one_token_accuracy.value <= found.unigram_filter_accuracy.value
@@ -131,6 +132,17 @@ def test_levels_are_ordered_and_complete(small):
     assert data["bayes_floor"]["value"] == found.bayes_floor.value
     assert data["config"]["topics"] == 3
     assert "bayes_floor" in found.table()
+
+
+def test_kept_levels_are_made_once_for_every_seed(small, tmp_path, monkeypatch):
+    language, file = small["dirichlet"], tmp_path / "levels.json"
+    found = levels.kept_levels(file, language, [0, 1])
+    second = levels.levels(replace(language, seed=1)).bayes_floor.value
+    assert found[levels.FLOORS] == {"0": found["bayes_floor"]["value"], "1": second}
+    assert json.loads(file.read_text()) == found
+    for name in ("levels", "bayes_floor"):
+        monkeypatch.setattr(levels, name, lambda *_, **__: pytest.fail("made again"))
+    assert levels.kept_levels(file, language, [0, 1, 1]) == found
 
 
 def test_within_ratio_against_a_direct_sum():

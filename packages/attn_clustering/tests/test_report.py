@@ -10,6 +10,7 @@ import pytest
 import torch
 from attn_clustering import analyze, collect, report, report_data
 from attn_clustering.config import DataConfig, ModelConfig, OptimConfig, Recalibration
+from attn_clustering.data.levels import FLOORS
 from attn_clustering.data.settings import SMOKE
 from attn_clustering.experiments import Experiment, phase2_config, run_config
 from attn_clustering.head_picker import HeadMaps, picker
@@ -107,7 +108,7 @@ def test_a_collected_record_draws_the_same(pair, tmp_path):
     folder = runs[0].parent
     (folder / "experiment.json").write_text(to_json(EXPERIMENT))
     levels = {name: {"value": x, "se": 0.0} for name, x in LEVELS.items()}
-    (folder / "levels.json").write_text(json.dumps(levels | {report_data.FLOORS: {"0": LEVELS["bayes_floor"]}}))
+    (folder / "levels.json").write_text(json.dumps(levels | {FLOORS: {"0": LEVELS["bayes_floor"]}}))
     assert "2 runs" in collect.collect(folder, tmp_path / "record")
     ours, theirs = (report_data.read_matrix(path) for path in (tmp_path / "record", folder))
     draw = [report_data.loss_rows, report_data.probe_rows, report_data.boundary_rows, report_data.before_after_rows]
@@ -130,7 +131,7 @@ def test_runs_without_arrays_are_left_out_of_the_figures_that_need_them(pair, tm
     runs, _ = pair
     (tmp_path / "experiment.json").write_text(to_json(replace(EXPERIMENT, attentions=("gqa",))))
     levels = {name: {"value": x, "se": 0.0} for name, x in {"ln_vocab": 4.85, **LEVELS}.items()}
-    (tmp_path / "levels.json").write_text(json.dumps(levels | {report_data.FLOORS: {"0": 2.0, "1": 2.0}}))
+    (tmp_path / "levels.json").write_text(json.dumps(levels | {FLOORS: {"0": 2.0, "1": 2.0}}))
     for seed in (0, 1):
         for run in runs:
             target = tmp_path / run.name.replace("-s0", f"-s{seed}")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from attn_clustering import bench, runs, train
 from attn_clustering.config import DataConfig, ModelConfig, OptimConfig, RunConfig
 from attn_clustering.data.ordering import Plan
 from attn_clustering.data.settings import LANGUAGES
-from attn_clustering.experiments import EXPERIMENTS, run_config
+from attn_clustering.experiments import EXPERIMENTS, phase2_config, run_config
 from attn_clustering.model import build_model, next_token_targets
 from lab_shared.errors import UserError
 from lab_shared.run import read_metrics
@@ -128,6 +129,17 @@ def test_blocks_of_all_models_share_one_compiled_code(monkeypatch):
         targets = next_token_targets(tokens)
         assert model(tokens, targets).item() == pytest.approx(plain(tokens, targets).item(), abs=1e-6)
     assert len(graphs) == 4
+
+
+@pytest.mark.parametrize("name", ["sanity", "faithful-v1", "text"])
+def test_long_runs_on_a_gpu_are_compiled_and_recorded_and_short_recalibrations_are_not(name):
+    trained = run_config(EXPERIMENTS[name][1], "mha", "shuffled", 0)
+    short = phase2_config(trained, EXPERIMENTS[name][1].recals[0])
+    for config, pays in ((trained, True), (short, False)):
+        for device in ("cuda", "cpu"):
+            dist = SimpleNamespace(world=1, device=torch.device(device))
+            assert train.step_graphed(config.optim, dist) == train.preparing_pays(config.optim, dist.device)
+            assert train.preparing_pays(config.optim, dist.device) == (pays and device == "cuda")
 
 
 def test_a_model_overfits_one_batch():

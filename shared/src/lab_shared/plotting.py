@@ -129,8 +129,9 @@ def _save(fig: Figure, buffer: io.StringIO | io.BytesIO, **options: Any) -> None
 
     settings: dict[Any, Any] = {key: _RC[key] for key in _SAVING}
     with matplotlib.rc_context(settings):
-        if fig.get_layout_engine() is not None:
+        layout = fig.get_layout_engine()
+        if layout is not None:
             # Settle the layout once. It costs more than drawing, and done again it moves things by a hair.
-            fig.draw_without_rendering()
+            layout.execute(fig)
             fig.set_layout_engine(None)
         fig.savefig(buffer, **options)

@@ -49,6 +49,7 @@ BLOCK_HOOKS = (
     "hook_mlp_out",
     "hook_resid_post",
 )
+FINAL_HOOK = "ln_final.hook_normalized"
 
 
 class HookPoint(NamedTuple):
@@ -136,7 +137,7 @@ class Cache(dict[str, Tensor]):
 def hook_names(model: Transformer) -> list[str]:
     """Every name that the model's forward pass visits, in that order."""
     blocks = [f"blocks.{i}.{name}" for i in range(model.config.layers) for name in BLOCK_HOOKS]
-    return ["hook_embed", *blocks, "ln_final.hook_normalized"]
+    return ["hook_embed", *blocks, FINAL_HOOK]
 
 
 def run_with_hooks(
@@ -150,11 +151,18 @@ def run_with_hooks(
     fwd_hooks: (name, function) pairs; function(activation, point) returns a replacement or None. Several functions of
     one name run in the order given. Raises ValueError for a name the model does not have.
     """
-    functions: dict[str, list[HookFn]] = {}
-    for name, function in fwd_hooks:
-        functions.setdefault(name, []).append(function)
-    _check_names(model, functions)
-    return model(tokens_BT, targets_BT, Hook(functions))
+    return model(tokens_BT, targets_BT, _hook(model, fwd_hooks))
+
+
+def watch(model: Transformer, tokens_BT: Tensor, fwd_hooks: Sequence[tuple[str, HookFn]]) -> None:
+    """`run_with_hooks` up to the last block, without logits: a quarter of the work of the model for real text.
+
+    Raises ValueError for a name the model does not have, or has after its blocks.
+    """
+    hook = _hook(model, fwd_hooks)
+    if hook.wants(FINAL_HOOK):
+        raise ValueError(f"{FINAL_HOOK} comes after the last block: use run_with_hooks")
+    model.residual(tokens_BT, hook)
 
 
 def run_with_cache(
@@ -219,6 +227,14 @@ def save_activations(
     index = {"dtype": str(dtype).removeprefix("torch."), "shapes": shapes, "rope_on": model.rope_on, "files": shards}
     atomic_write(out / "index.json", json.dumps(index, indent=1) + "\n")
     return out / "index.json"
+
+
+def _hook(model: Transformer, fwd_hooks: Sequence[tuple[str, HookFn]]) -> Hook:
+    functions: dict[str, list[HookFn]] = {}
+    for name, function in fwd_hooks:
+        functions.setdefault(name, []).append(function)
+    _check_names(model, functions)
+    return Hook(functions)
 
 
 def _check_names(model: Transformer, names: Sequence[str] | Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from attn_clustering import hooks
 from attn_clustering.config import ModelConfig
-from attn_clustering.hooks import Cache, Hook, at
+from attn_clustering.hooks import FINAL_HOOK, Cache, Hook, at
 
 IGNORE = -1
 """A target that counts in no loss."""
@@ -147,6 +147,10 @@ class Transformer(nn.Module):
 
         tokens_BT: integers below V. targets_BT: int64, IGNORE where no loss is due. hooks: see `run_with_hooks`.
         """
+        return self.head(self.residual(tokens_BT, hooks), targets_BT, hooks)
+
+    def residual(self, tokens_BT: Tensor, hooks: Hook | None = None) -> Tensor:
+        """The residual stream (B, T, D) after the last block."""
         x_BTD = at(hooks, "hook_embed", self.embed(tokens_BT))
         if self.residual_dtype is not None:
             x_BTD = x_BTD.to(self.residual_dtype)
@@ -155,11 +159,11 @@ class Transformer(nn.Module):
             cos_sin = rotation(tokens_BT.size(1), config.head_dim, config.rope_theta, tokens_BT.device)
         for i, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, cos_sin, None if hooks is None else hooks.of_layer(i))
-        return self.head(x_BTD, targets_BT, hooks)
+        return x_BTD
 
     def head(self, x_BTD: Tensor, targets_BT: Tensor | None = None, hooks: Hook | None = None) -> Tensor:
         """From the last residual stream to logits, or to the loss."""
-        x_BTD = at(hooks, "ln_final.hook_normalized", self.norm(x_BTD))
+        x_BTD = at(hooks, FINAL_HOOK, self.norm(x_BTD))
         logits_BTV = F.linear(x_BTD, self.embed.weight)
         if targets_BT is None:
             return logits_BTV
@@ -180,6 +184,10 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Logits (or the loss, with targets) with activations replaced; see `hooks.run_with_hooks`."""
         return hooks.run_with_hooks(self, tokens_BT, fwd_hooks, targets_BT)
+
+    def watch(self, tokens_BT: Tensor, fwd_hooks: Sequence[tuple[str, Any]]) -> None:
+        """The same up to the last block, without logits; see `hooks.watch`."""
+        hooks.watch(self, tokens_BT, fwd_hooks)
 
 
 def build_model(config: ModelConfig, seed: int) -> Transformer:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from lab_shared.files import atomic_write, make_folder
@@ -154,9 +155,9 @@ class _Report:
     def probes(self) -> None:
         self.page.section("Topic probes")
         rows, drawn = report_data.probe_rows(self.files), self.files.drawn
-        token = _mean(r["probe"]["token"] for r in drawn)
-        bayes = None if drawn[0]["probe"]["bayes"] is None else _mean(r["probe"]["bayes"] for r in drawn)
-        permuted = _mean(x for r in drawn for x in r["probe"]["permuted"])
+        token = fmean(r["probe"]["token"] for r in drawn)
+        bayes = None if drawn[0]["probe"]["bayes"] is None else fmean(r["probe"]["bayes"] for r in drawn)
+        permuted = fmean(x for r in drawn for x in r["probe"]["permuted"])
         self.page.text(
             f"Linear probes on held-out sequences, split by sequence. A token alone {token:.3f}"
             + (f", Bayes filter {bayes:.3f}" if bayes is not None else "")
@@ -290,11 +291,6 @@ class _Report:
         atomic_write(self.folder / f"{name}.png", to_png(figure))
         atomic_write(self.folder / f"{name}.csv", report_data.csv_text(rows))
         self.page.figure(figure, caption, alt=caption, width=width)
-
-
-def _mean(values: Any) -> float:
-    found = list(values)
-    return sum(found) / len(found)
 
 
 def _flat(groups: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:

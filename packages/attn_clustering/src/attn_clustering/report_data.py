@@ -5,25 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lab_shared.config import from_json
 from lab_shared.errors import UserError
-from lab_shared.files import atomic_write
 from lab_shared.run import read_metrics
 
 from attn_clustering.analysis.compare import by_seed, complete, metric, read_results
 from attn_clustering.analysis.probes import DISTANCE_EDGES
-from attn_clustering.data.levels import levels
+from attn_clustering.data.levels import FLOORS, kept_levels
 from attn_clustering.experiments import Experiment
 
 Row = dict[str, Any]
-FLOORS = "bayes_floor_by_seed"
 
 
 @dataclass(frozen=True)
@@ -84,9 +81,9 @@ def read_matrix(folder: Path) -> MatrixFiles:
         json.loads(path.read_text())["summary"] | {"folder": path.parent.name}
         for path in sorted(folder.glob("*/DONE.json"))
     ]
-    files = MatrixFiles(
-        folder, experiment, results, {}, summaries, _levels(folder, experiment, (r["run"]["seed"] for r in results))
-    )
+    language, seeds = experiment.data.language, [experiment.first_seed, *(r["run"]["seed"] for r in results)]
+    kept = None if language is None else kept_levels(folder / "levels.json", language, seeds)
+    files = MatrixFiles(folder, experiment, results, {}, summaries, kept)
     for result in files.drawn:
         name = result["run"]["name"]
         stored = folder / name / "analysis" / "arrays.npz"
@@ -94,24 +91,6 @@ def read_matrix(folder: Path) -> MatrixFiles:
             with np.load(stored, allow_pickle=False) as arrays:
                 files.arrays[name] = dict(arrays)
     return files
-
-
-def _levels(folder: Path, experiment: Experiment, seeds: Iterable[int]) -> dict[str, Any] | None:
-    """FOLDER/levels.json, made or completed: a seed has a language of its own, and small ones differ in their floor."""
-    language, file = experiment.data.language, folder / "levels.json"
-    if language is None:
-        return None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    if not found:
-        found = json.loads(levels(replace(language, seed=experiment.first_seed), device=device).to_json())
-    floors = found.setdefault(FLOORS, {})
-    missing = [seed for seed in sorted(set(seeds)) if str(seed) not in floors]
-    for seed in missing:
-        floors[str(seed)] = levels(replace(language, seed=seed), device=device).bayes_floor.value
-    if missing:
-        atomic_write(file, json.dumps(found, indent=2) + "\n")
-    return found
 
 
 def loss_rows(files: MatrixFiles) -> list[Row]:

@@ -51,7 +51,7 @@ def mean_outputs(model: Any, batches: Sequence[Tensor]) -> list[Tensor]:
         sums[point.layer()] = sums[point.layer()] + z_BTHC.float().sum(0)
 
     for tokens in batches:
-        model.run_with_hooks(tokens, [(f"blocks.{i}.attn.hook_z", add) for i in range(model.config.layers)])
+        model.watch(tokens, [(f"blocks.{i}.attn.hook_z", add) for i in range(model.config.layers)])
     n = sum(len(tokens) for tokens in batches)
     return [total / n for total in sums]
 

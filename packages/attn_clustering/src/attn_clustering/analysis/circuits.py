@@ -112,14 +112,16 @@ def _squared_norm(left: Tensor, right: Tensor) -> Tensor:
 
 
 def circuit_statistics(model: Any, probe_weight_GDK: Tensor, rope_lags: int = 0) -> dict[str, Tensor]:
-    """Spectra and alignments of all heads, on the CPU.
+    """Spectra and alignments of all heads.
+
+    Computed on the CPU, which is about as fast as a GPU with such small matrices, and does not wait for other jobs.
 
     qk_singular_values, ov_singular_values (L, H, C); qk_effective_rank, ov_effective_rank (L, H);
     qk_query_topic, qk_key_topic, ov_read_topic, ov_write_topic (L, H): fraction of the circuit inside the directions
     the probe at the block's input (for writing: at its output) uses. alignment_chance: what a random circuit has.
     """
-    qk, ov = circuits(model, rope_lags)
-    space_GDK = probe_subspace(probe_weight_GDK.float().to(qk.left.device))
+    qk, ov = (Factored(left.cpu(), right.cpu()) for left, right in circuits(model, rope_lags))
+    space_GDK = probe_subspace(probe_weight_GDK.float().cpu())
     before, after = space_GDK[:-1], space_GDK[1:]
     query_topic, key_topic = alignment(qk, before)
     out: dict[str, Tensor] = {"qk_query_topic": query_topic, "qk_key_topic": key_topic}
@@ -130,4 +132,4 @@ def circuit_statistics(model: Any, probe_weight_GDK: Tensor, rope_lags: int = 0)
         out[f"{name}_singular_values"] = values
         out[f"{name}_effective_rank"] = effective_rank(values)
     out["alignment_chance"] = torch.tensor(space_GDK.size(-1) / space_GDK.size(1))
-    return {name: x.cpu() for name, x in out.items()}
+    return out

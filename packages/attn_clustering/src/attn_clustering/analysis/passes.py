@@ -32,7 +32,7 @@ def watch_patterns(model: Any, tokens_BT: Tensor, see: Callable[[int, Tensor], N
     def hook(pattern_BHTS: Tensor, point: Any) -> None:
         see(point.layer(), pattern_BHTS)
 
-    model.run_with_hooks(tokens_BT, [(f"blocks.{i}.attn.hook_pattern", hook) for i in range(model.config.layers)])
+    model.watch(tokens_BT, [(f"blocks.{i}.attn.hook_pattern", hook) for i in range(model.config.layers)])
 
 
 def attention_pass(model: Any, tokens_NT: Tensor, topics_NT: Tensor, n_topics: int) -> dict[str, Tensor]:
@@ -66,7 +66,7 @@ def attention_pass(model: Any, tokens_NT: Tensor, topics_NT: Tensor, n_topics: i
         for i in range(layers):
             hooks += [(f"blocks.{i}.attn.hook_rot_q", keep_query), (f"blocks.{i}.attn.hook_rot_k", without_mask)]
             hooks.append((f"blocks.{i}.attn.hook_pattern", with_mask))
-        model.run_with_hooks(tokens_NT[rows].long(), hooks)
+        model.watch(tokens_NT[rows].long(), hooks)
     return stats.result() | {name: (total / len(tokens_NT)).cpu() for name, total in sums.items()}
 
 
@@ -106,7 +106,7 @@ def residuals(model: Any, tokens_NT: Tensor, positions: Tensor) -> Tensor:
         def keep(x_BTD: Tensor, point: Any, rows: slice = rows) -> None:
             out[place[point.name], rows] = x_BTD[:, positions].float()
 
-        model.run_with_hooks(tokens_NT[rows].long(), [(name, keep) for name in names])
+        model.watch(tokens_NT[rows].long(), [(name, keep) for name in names])
     return out
 
 

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from lab_shared.files import atomic_write
 from torch import Tensor
 
-from attn_clustering.data.filters import bayes_filter, filter_topics, unigram_filter
+from attn_clustering.data.filters import Filtered, bayes_filter, filter_topics, unigram_filter
 from attn_clustering.data.languages import (
     Sequences,
     emissions,
@@ -26,6 +29,8 @@ from attn_clustering.data.languages import (
     unigrams,
 )
 from attn_clustering.data.settings import LANGUAGES, SPECIALS, DataConfigError, LanguageConfig, SegmentLaw
+
+FLOORS = "bayes_floor_by_seed"
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,7 @@ def levels(
     unigram_KR = unigrams(config).to(device)
     known_NP, expected_NP = _known_topic(config, data)
     bayes = bayes_filter(config, data.tokens_NT)
-    # E[known - expected] = 0: what remains is the price of inferring the topic, which varies little.
-    floor_NP = bayes.loss_NT[:, 1:] - known_NP + expected_NP
+    floor_NP = _floor(bayes, known_NP, expected_NP)
     # Attention to labels needs no tokens, and its spread over sequences is wide: take many.
     more_NT = labels(config, first_id, max(n_sequences, 16_384), split="val", device=device)
 
@@ -132,6 +136,30 @@ def levels(
         bigram_filter_accuracy=accuracy(bayes.posterior_NTK),
         **_attention_levels(more_NT, config.topics),
     )
+
+
+def bayes_floor(config: LanguageConfig, *, n_sequences: int = 512, device: str | torch.device = "cpu") -> Level:
+    """`levels(...).bayes_floor` alone, for less work."""
+    data = sample(config, 0, n_sequences, split="val", device=device)
+    return _over_sequences(_floor(bayes_filter(config, data.tokens_NT), *_known_topic(config, data)))
+
+
+def kept_levels(file: Path, language: LanguageConfig, seeds: Sequence[int]) -> dict[str, Any]:
+    """`levels` of the first seed's language by name, and under FLOORS the Bayes floor of every seed's: FILE, which is
+    made or completed. A seed has a language of its own, and small ones differ in their floor."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if file.is_file():
+        found: dict[str, Any] = json.loads(file.read_text())
+    else:
+        found = json.loads(levels(replace(language, seed=seeds[0]), device=device).to_json())
+        found[FLOORS] = {str(seeds[0]): found["bayes_floor"]["value"]}
+    floors = found.setdefault(FLOORS, {})
+    missing = [seed for seed in sorted(set(seeds)) if str(seed) not in floors]
+    for seed in missing:
+        floors[str(seed)] = bayes_floor(replace(language, seed=seed), device=device).value
+    if missing or not file.is_file():
+        atomic_write(file, json.dumps(found, indent=2) + "\n")
+    return found
 
 
 def corpus_levels(folder: Path, *, n_sequences: int = 256, device: str | torch.device = "cpu") -> dict[str, Level]:
@@ -177,6 +205,14 @@ def _attention_levels(topics_NT: Tensor, topics: int) -> dict[str, Level]:
         "max_entropy_causal": Level(float(position_T.log().mean())),
         "max_entropy_noncausal": Level(math.log(seq_len)),
     }
+
+
+def _floor(bayes: Filtered, known_NP: Tensor, expected_NP: Tensor) -> Tensor:
+    """The ideal reader's loss of each predicted token, (N, T - 1).
+
+    E[known - expected] = 0: what remains is the price of inferring the topic, which varies little.
+    """
+    return bayes.loss_NT[:, 1:] - known_NP + expected_NP
 
 
 def _known_topic(config: LanguageConfig, data: Sequences) -> tuple[Tensor, Tensor]:
