@@ -5,6 +5,7 @@ Shape suffixes: B batch, H heads, N tokens, F features.
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 import torch
@@ -14,6 +15,10 @@ from torch.nn.functional import pad
 
 Precision = Literal["fp32", "fp16", "bf16x3"]
 
+OWN_KERNEL = os.environ.get("GAUGE_ATTN_KERNEL") == "triton"
+"""Whether float32 attention on CUDA is this package's (`triton_attention`) instead of PyTorch's; not timed yet."""
+_WIDEST = 128
+"""Beyond it a block of features does not fit into that kernel's registers."""
 _QUERY_CHUNK = 512
 
 
@@ -67,7 +72,12 @@ def mix(
         key, value = cache.append(key, value)
     n_query, n_key = query.size(2), key.size(2) - self_mask
     lse: Tensor | None
-    if start and n_query > 1:
+    if not start and _own_kernel(query, value):
+        from gauge_attn.triton_attention import narrow_attention
+
+        mixed, lse = narrow_attention(query, key, value, causal=causal, self_mask=self_mask)
+        lse = lse if want_lse else None
+    elif start and n_query > 1:
         i, j = torch.arange(n_query, device=query.device), torch.arange(n_key, device=query.device)
         mask = Mask.dense(j <= start - int(self_mask) + i[:, None])
         key, value = key[:, :, :n_key], value[:, :, :n_key]
@@ -123,6 +133,11 @@ def lower(
     if query.is_cuda:  # the fused kernels want multiples of 8
         wide, narrow = wide + -wide % 8, narrow + -narrow % 8
     return _padded(query, wide), _padded(key, wide), _padded(value, narrow)
+
+
+def _own_kernel(query: Tensor, value: Tensor) -> bool:
+    fits = max(query.size(-1), value.size(-1)) <= _WIDEST
+    return OWN_KERNEL and query.is_cuda and query.dtype == torch.float32 and fits
 
 
 def _padded(x: Tensor, width: int) -> Tensor:
