@@ -232,7 +232,7 @@ ENTRIES = (
          "attn-clustering collect {out}/matrix --out {record}"),
         350, f"{AC}/observed.json, of the matrix alone; corpus.json there is from the corpus's manifests", 1,
     ),
-    matrix("controlled-small", None, "not measured", "--parts endpoint --seeds 8", gpus=0),
+    matrix("controlled-small", None, "not measured", "--parts all --seeds 8", gpus=0),
     matrix("controlled-v1", 940, "its 72 jobs, four at a time on GPUs that others shared",
            "--parts endpoint --seeds 8 --gpus-per-job 0.25"),
     # gauge_attn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from evidence import attn_faithful, attn_text, speeds
+from evidence import attn_faithful, attn_nope, attn_text, speeds
 from evidence.attn_matrices import (
     RESULTS,
     analyses,
@@ -150,7 +150,7 @@ def claims() -> list[Claim]:
         found += exploratory(name)
     if "sanity" in matrices():
         found += _of_sanity()
-    found += attn_faithful.claims() + attn_text.claims()
+    found += attn_faithful.claims() + attn_text.claims() + attn_nope.claims()
     for name in ("faithful-v1", "sanity"):
         path = f"{RESULTS}/levels/{name}.json"
         for text, (key, digits, said) in STATED.items():
