@@ -16,9 +16,10 @@ from torch.nn.functional import pad
 Precision = Literal["fp32", "fp16", "bf16x3"]
 
 OWN_KERNEL = os.environ.get("GAUGE_ATTN_KERNEL") == "triton"
-"""Whether float32 attention on CUDA is this package's (`triton_attention`) instead of PyTorch's; not timed yet."""
+"""Whether float32 attention on CUDA is this package's (`triton_attention`) instead of PyTorch's, which has
+still to show on one that it is right and faster."""
 _WIDEST = 128
-"""Beyond it a block of features does not fit into that kernel's registers."""
+"""Wider features go to PyTorch's kernel: a block of them does not fit into registers."""
 _QUERY_CHUNK = 512
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _OWN, _STREAMED = 64, 32
@@ -133,7 +133,7 @@ def narrow_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, self_mask
     return _attend(q, k, v, causal or self_mask, self_mask)
 
 
-@torch.library.custom_op("gauge_attn::narrow_attention", mutates_args=())
+@library.custom_op("gauge_attn::narrow_attention", mutates_args=())
 def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, self_mask: bool) -> tuple[Tensor, Tensor]:
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     out, lse = v.new_empty(*q.shape[:-1], v.size(-1)), q.new_empty(q.shape[:-1])
@@ -141,7 +141,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, self_mask: bool) -> t
     return out, lse
 
 
-@torch.library.custom_op("gauge_attn::narrow_attention_backward", mutates_args=())
+@library.custom_op("gauge_attn::narrow_attention_backward", mutates_args=())
 def _attend_backward(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad: Tensor, causal: bool, self_mask: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
