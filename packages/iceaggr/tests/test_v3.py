@@ -13,7 +13,6 @@ from iceaggr.data.features import Tables, rotate_z
 from iceaggr.data.features_v3 import ICE_SPEED
 from iceaggr.data.grouping import group_doms
 from iceaggr.data.tokens import build_tokens
-from iceaggr.ema import Ema
 from iceaggr.losses import mean_vector, mixture_nll
 from iceaggr.models import blocks
 from iceaggr.models.build import build_model, not_hidden
@@ -174,33 +173,7 @@ def test_compiled_training_on_gpu_matches_the_cpu(make_pulses, tables, dtype, at
             assert_parity(p.grad, wanted[name], atol=5e-3 * (1 + wanted[name].abs().max().item()), name=name)
 
 
-# --- moving average, rotations ----------------------------------------------------------------------
-
-
-def test_ema_is_the_recursion_and_survives_a_checkpoint():
-    model = torch.nn.Linear(3, 2)
-    ema, shadow = Ema(model, 0.9), {k: v.detach().clone() for k, v in model.named_parameters()}
-    for n in range(25):
-        with torch.no_grad():
-            for p in model.parameters():
-                p.add_(torch.randn_like(p))
-        ema.update()
-        d = min(0.9, (1 + n) / (10 + n))
-        shadow = {k: d * shadow[k] + (1 - d) * p.detach() for k, p in model.named_parameters()}
-    own = model.weight.detach().clone()
-    with ema.applied():
-        assert_parity(model.weight.detach(), shadow["weight"], atol=1e-5)
-    assert torch.equal(model.weight, own)
-    other = torch.nn.Linear(3, 2)
-    again = Ema(other, 0.9)
-    again.load_state_dict(ema.state_dict())
-    assert again.steps == 25
-    again.copy_to_model()
-    assert_parity(other.bias.detach(), shadow["bias"], atol=1e-5)
-    with pytest.raises(ValueError, match="'bias' is in one only"):
-        Ema(torch.nn.Linear(3, 2, bias=False), 0.9).load_state_dict(ema.state_dict())
-    with pytest.raises(ValueError, match=r"optim.ema is 1.0"):
-        Ema(model, 1.0)
+# --- rotations ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("parts", [[], ["mixture", "interval"]])

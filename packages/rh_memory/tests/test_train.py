@@ -23,6 +23,7 @@ from rh_memory.dataset import load_dataset
 from rh_memory.models import build_model
 from rh_memory.objective import Objective, validate
 from rh_memory.train import WindowStream, make_optimizer
+from safetensors.torch import load_file
 
 TINY = ModelConfig(context=32, d_model=32, layers=2, heads=2, dropout=0.1, n_memory=8, pos="rope", sigma_floor=1e-3)
 EXPLICIT = replace(TINY, inputs="height", values="prime_rotary", dropout=0.0, head_init="spread")
@@ -156,9 +157,10 @@ def unplug(monkeypatch, at):
     monkeypatch.setattr(Objective, "__call__", until)
 
 
-@pytest.mark.parametrize("name", ["e2", "e5"])
-def test_stopped_and_resumed_is_bit_identical(name, made_up_file, tmp_path, no_report, monkeypatch):
+@pytest.mark.parametrize(("name", "ema"), [("e2", 0.0), ("e2", 0.9), ("e5", 0.9)])
+def test_stopped_and_resumed_is_bit_identical(name, ema, made_up_file, tmp_path, no_report, monkeypatch):
     config = run_config(name, made_up_file)
+    config = replace(config, optim=replace(config.optim, ema=ema))
     assert train_module.train(config, tmp_path / "whole") == "done"
 
     with monkeypatch.context() as patch:
@@ -174,6 +176,16 @@ def test_stopped_and_resumed_is_bit_identical(name, made_up_file, tmp_path, no_r
     lines = [[{**r, "time": 0} for r in read_metrics(tmp_path / part, "val")] for part in ("whole", "part")]
     assert lines[0] == lines[1]
     assert {"nll", "nll_last", "plateau"} <= lines[0][0].keys()
+
+
+def test_the_weights_kept_are_the_average_where_one_is_asked_for(made_up_file, tmp_path, no_report):
+    config = run_config("explicit", made_up_file, steps=15)
+    train_module.train(replace(config, optim=replace(config.optim, ema=0.9)), tmp_path / "run")
+    state = load_tree(tmp_path / "run" / "checkpoints" / "step_000000015.safetensors")
+    kept = load_file(tmp_path / "run" / "weights.safetensors")
+    average = state["state"][0]["ema"]["shadow"]
+    assert all(torch.equal(kept[name], average[name]) for name in average)
+    assert any(not torch.equal(kept[name], state["model"][name]) for name in average)
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -198,8 +210,6 @@ def test_early_stopping_keeps_the_best_weights(resumed, made_up_file, tmp_path, 
 
 
 def load_weights_equal(a, b):
-    from safetensors.torch import load_file
-
     a, b = load_file(a), load_file(b)
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from lab_shared.checkpoint import save_weights, seed_everything
 from lab_shared.dist import Dist, init, weighted_mean_loss
+from lab_shared.ema import Ema
 from lab_shared.errors import UserError
 from lab_shared.loop import ticks
 from lab_shared.memory import lower_when_full
@@ -26,7 +27,6 @@ from iceaggr.data.features import Tables
 from iceaggr.data.prepare import STREAM, Prepared, prepare, split
 from iceaggr.data.pulse_batches import PulseBatch, PulseBatches
 from iceaggr.data.pulses import TokenBatch
-from iceaggr.ema import Ema
 from iceaggr.evaluate import remember_training_events, table, write_evaluation
 from iceaggr.geometry import Geometry, icecube86
 from iceaggr.losses import angle_loss, mixture_nll, pointing, vmf_nll

@@ -99,6 +99,8 @@ class OptimConfig:
     optimizer: Literal["adamw", "muon"] = "adamw"
     """muon: Muon for hidden matrices, AdamW for the rest."""
     muon_lr: float = 0.02
+    ema: float = 0.0
+    """Evaluate and keep an average of the weights that decays by this factor a step (0.999, say); 0: the weights."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Shapes: B windows of this process, T targets of a window.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from lab_shared.checkpoint import load_weights, save_weights, seed_everything
 from lab_shared.dist import Dist, init
+from lab_shared.ema import Ema
 from lab_shared.errors import UserError
 from lab_shared.loop import ticks
 from lab_shared.memory import lower_when_full
@@ -141,6 +143,7 @@ def _train(config: TrainConfig, run: Run, dist: Dist) -> str | None:
     train_starts, look = dataset.starts("train"), dataset.starts("val", config.eval_windows)
     model = build_model(config.model).to(dist.device)
     optimizer = make_optimizer(model, config.optim)
+    ema = Ema(model, config.optim.ema) if config.optim.ema else None
     objective = Objective(config, model, dataset, dist)
     share = {"rank": dist.rank, "world": dist.world}
     stream = WindowStream(data, train_starts, width, config.batch_size, config.seed, **share)
@@ -160,7 +163,7 @@ def _train(config: TrainConfig, run: Run, dist: Dist) -> str | None:
         optimizer=optimizer,
         lr=lambda step: lr_multiplier("cosine", step, config.steps, warmup=warmup, final=config.optim.final),
         clip=config.optim.clip,
-        state={"data": stream, "patience": patience},
+        state={"data": stream, "patience": patience} | ({} if ema is None else {"ema": ema}),
         unit="windows",
         log_every=config.log_every,
         checkpoint_every=config.checkpoint_every,
@@ -170,21 +173,27 @@ def _train(config: TrainConfig, run: Run, dist: Dist) -> str | None:
         batch, starts_B = next(stream)
         loss, parts = objective(batch, tick.step)
         tick.update(loss, ids=starts_B, n=per_process, **parts)
+        if ema is not None:
+            ema.update()
         if tick.every(config.eval_every):
-            found = validate(model, dataset, look, config)
-            # rank 0's figure for all, so that every rank stops at the same step
-            value = float(dist.reduce_sums({"nll": found["nll"] if dist.is_main else 0.0})["nll"])
-            tick.log("val", **found, plateau=abs(value - marginal) < PLATEAU)
-            if config.early_stop and tick.keep_best(value):
-                patience.best_step = tick.step
+            with nullcontext() if ema is None else ema.applied():
+                found = validate(model, dataset, look, config)
+                # rank 0's figure for all, so that every rank stops at the same step
+                value = float(dist.reduce_sums({"nll": found["nll"] if dist.is_main else 0.0})["nll"])
+                tick.log("val", **found, plateau=abs(value - marginal) < PLATEAU)
+                if config.early_stop and tick.keep_best(value):
+                    patience.best_step = tick.step
             if config.early_stop and tick.step - patience.best_step >= config.patience:
                 loop.close()
                 break
 
     if not dist.is_main:
         return None
+    if ema is not None:
+        ema.copy_to_model()
     if config.early_stop:  # the best weights are the run's weights
         load_weights(run.path / "best.safetensors", model)
+    if config.early_stop or ema is not None:
         save_weights(run.path / "weights.safetensors", model)
     return _finish(run, dataset, marginal, dist)
 
