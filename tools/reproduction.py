@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 SEEDS = (7, 42, 1337)
+MUON_EMA = "--optim.optimizer muon --optim.ema 0.999"
 RUN_FILES = ("config.json", "manifest.json", "metrics.jsonl", "evaluation.json")
 
 
@@ -45,6 +46,8 @@ class Entry:
 
 RH, AC, GA, ICE = (f"packages/{name}/results" for name in ("rh_memory", "attn_clustering", "gauge_attn", "iceaggr"))
 
+EIGHT = "the jobs' own seconds, eight at a time, on GPUs with other work"
+
 TEXTS = "data/text/openstax_ccby.jsonl.gz data/text/standardebooks_cc0.jsonl.gz"
 """Documents with a topic each, one JSON object a line; not part of the repository."""
 
@@ -71,6 +74,14 @@ def sweep(
     return Entry(name or f"rh-{run}", feeds, f"{RH}/runs/{run}-seed{{seed}}", (command,), seconds, source, gpus, seeds)
 
 
+def trained(name: str, what: str, seconds: float, seeds: tuple[int, ...] = SEEDS) -> Entry:
+    """Seeds of an rh_memory preset with other fields, on a GPU."""
+    train = f"rh-memory train {what} --seed {{seed}} --wandb disabled --out {{out}}/{{leaf}}"
+    steps = (train, "rh-memory collect {out}/{leaf} --out {parent}")
+    record, source = f"{RH}/runs/{name}-seed{{seed}}", "runs that shared an H200"
+    return Entry(f"rh-{name}", "rh_memory.scores", record, steps, seconds, source, 1.0, seeds)
+
+
 def control(suffix: str, flags: str, seconds: float, seeds: tuple[int, ...] = SEEDS) -> Entry:
     """Seeds of rh_memory's small model with something else in it, on CPU cores."""
     train = f"rh-memory train explicit-small --seed {{seed}} --wandb disabled {flags} --out {{out}}/{{leaf}}"
@@ -88,10 +99,9 @@ def matrix(experiment: str, seconds: float | None, source: str, options: str = "
     )
 
 
-def study(name: str, options: str, seconds: float | None = None, gpus: int = 1) -> Entry:
+def study(name: str, options: str, seconds: float | None = None, source: str = "not measured", gpus: int = 1) -> Entry:
     """An ablation study of iceaggr on simulated events, four trainings on each GPU at a time."""
     step = f"iceaggr ablate {name} --stream --epochs 1 --workers {4 * gpus} --gpus-per-job 0.25 {options}"
-    source = "not measured" if seconds is None else "the jobs' own seconds, eight at a time, on GPUs with other work"
     return Entry(
         f"ice-{name}", f"iceaggr.ablate-{name}", f"{ICE}/ablate-{name}", (f"{step} --out {{out}}/{{leaf}}",),
         seconds, source, gpus, keep=("results.json", "curves.json", "errors"),
@@ -154,9 +164,9 @@ ENTRIES = (
          "iceaggr inspect {out}/events --json --plot {out}/{leaf}/qq.png > {out}/{leaf}/inspect.json"),
         keep=("qq.png", "inspect.json"),
     ),
-    study("seed-table", "--events 2000000", 300, gpus=2),
-    study("choices", "--events 2000000"),
-    study("v3", "--events 1000000", 250, gpus=2),
+    study("seed-table", "--events 2000000", 300, EIGHT, gpus=2),
+    study("choices", "--events 2000000", 515, "wall time of the call, three at a time, on a GPU with other trainings"),
+    study("v3", "--events 1000000", 250, EIGHT, gpus=2),
     study("scale", "--events 1000000"),
     Entry(
         "ice-small-batches", "iceaggr.small-batches", f"{ICE}/ablate-v3-small-batches",
@@ -194,13 +204,16 @@ ENTRIES = (
     sweep("e0-rope", 111),
     *(sweep(preset, 320, "runs that shared an H200, and a diagnosis", diagnose=True)
       for preset in ("e1-rope", "e2-rope")),
-    sweep("e0", 477, "18,974 steps of e0"),
+    sweep("e0", 790, "runs that shared an H200"),
     sweep("e1", None, "not measured", diagnose=True),
     sweep("e2", None, "not measured", diagnose=True),
     *(sweep(preset, 130, steps=3000, diagnose=True, feeds="rh_memory.memory") for preset in ("e3", "e4", "e5")),
     *(sweep(preset, 370, "runs of 3,000 steps", diagnose=True, feeds="rh_memory.memory")
       for preset in ("e3", "e4", "e5")),
-    sweep("e3-explicit", None, "not measured", diagnose=True),
+    sweep("e3-explicit", 215, "runs that shared an H200"),
+    trained("e0-rope-muon", "e0-rope --optim.optimizer muon", 220),
+    trained("explicit-muon-ema", f"explicit {MUON_EMA}", 175, seeds=(7, 42)),
+    trained("explicit-muon-ema-10000steps", f"explicit {MUON_EMA} --steps 10000", 560, seeds=(7,)),
     Entry(
         "rh-e0-stopped", "rh_memory.stopped", f"{RH}/runs/e0-18974of20000steps-seed7", (),
         source="a run of rh-e0 that was stopped by its time limit",
@@ -223,7 +236,7 @@ ENTRIES = (
             (f"attn-clustering levels {x} --json > {{record}}",)) for x in ("faithful-v1", "sanity")),
     Entry("attn-times", "wall times of `matrix` smoke, sanity, faithful-v1 and text", f"{AC}/observed.json", (),
           source="read off a console by hand"),
-    matrix("sanity", 79, f"{AC}/observed.json", "--workers 2 --gpus-per-job 0.5"),
+    matrix("sanity", 65, f"{AC}/observed.json"),
     matrix("faithful-v1", 1026, f"{AC}/observed.json", "--workers 4 --gpus-per-job 0.25"),
     Entry(
         "attn-text", "attn_clustering.text-contrasts", f"{AC}/text",
@@ -244,6 +257,9 @@ ENTRIES = (
           "gauge-attn bench --device cuda --only precision speed"),
     bench("gauge-bench-models", "gauge_attn.gpu-models", f"{GA}/bench/gauge-attn-models-cuda.json",
           "gauge-attn bench --models --device cuda"),
+    *(Entry(f"gauge-own-kernel-{of}", feeds, f"{GA}/bench/own-kernel-{of}.json", (),
+            source="gauge-attn bench of commit ecf69c5, GAUGE_ATTN_KERNEL=triton; that kernel is removed")
+      for of, feeds in (("cuda", "gauge_attn.own-kernel"), ("models-cuda", "gauge_attn/speed-models-bf16x3"))),
     Entry(
         "gauge-quick", "gauge_attn.main-job", f"{GA}/quick-cpu-seed0",
         ("gauge-attn train quick --wandb disabled --out {out}/{leaf}",),

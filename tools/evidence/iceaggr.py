@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from evidence import iceaggr_ablations, iceaggr_oracle, iceaggr_small_batches, iceaggr_trained, iceaggr_v3, speeds
+from evidence import (
+    iceaggr_ablations,
+    iceaggr_choices,
+    iceaggr_oracle,
+    iceaggr_small_batches,
+    iceaggr_trained,
+    iceaggr_v3,
+    speeds,
+)
 from evidence.record import Claim, interval, markdown, observed, read, verdict
 
 RESULTS = "packages/iceaggr/results"
@@ -210,7 +218,9 @@ def claims() -> list[Claim]:
     found += speeds.claims("iceaggr", GPU_SPEEDS, "on one H200", LABEL)
     for where, path in CPU_SPEEDS.items():
         found += speeds.claims("iceaggr", path, f"on {where}", LABEL)
-    parts = (iceaggr_ablations, iceaggr_v3, iceaggr_small_batches, iceaggr_trained, iceaggr_oracle)
+    parts = (
+        iceaggr_ablations, iceaggr_choices, iceaggr_v3, iceaggr_small_batches, iceaggr_trained, iceaggr_oracle,
+    )  # fmt: skip
     return [*found, *(claim for part in parts for claim in part.claims())]
 
 
@@ -224,6 +234,7 @@ TABLES = {
     "iceaggr.realism": realism,
     **iceaggr_oracle.TABLES,
     **iceaggr_ablations.TABLES,
+    **iceaggr_choices.TABLES,
     **iceaggr_v3.TABLES,
     **iceaggr_small_batches.TABLES,
     **iceaggr_trained.TABLES,

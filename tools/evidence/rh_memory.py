@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from evidence import rh_memory_slots, speeds
+from evidence import rh_memory_slots, rh_training, speeds
 from evidence.drawing import Drawing
 from evidence.record import bare, columns, interval, markdown, read, verdict
 from evidence.rh_memory_slots import judgement
@@ -171,6 +171,7 @@ def number_variance() -> Figure:
 
 TABLES = {
     **rh_memory_slots.TABLES,
+    **rh_training.TABLES,
     "rh_memory.scores": scores,
     "rh_memory.headline": headline,
     "rh_memory.controls": controls,

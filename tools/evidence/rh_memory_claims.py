@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from evidence import rh_memory_slots, speeds
+from evidence import rh_memory_slots, rh_training, speeds
 from evidence.record import Claim, bare, interval, observed, read, verdict
 from evidence.rh_memory import CPU_SPEEDS, GPU_SPEEDS, PEAK_MB, SMALL, ZEROS, peak_mb, timed_zeros
 from evidence.rh_runs import RESULTS, folders, judged
@@ -51,7 +51,7 @@ def claims() -> list[Claim]:
                 test="block bootstrap, 95 %",
             )
         )
-    return [*found, *rh_memory_slots.claims(), *_small(), *_times()]
+    return [*found, *rh_memory_slots.claims(), *rh_training.claims(), *_small(), *_times()]
 
 
 def _judgement(kind: str, row: Mapping[str, Any]) -> Claim:

@@ -9,7 +9,7 @@ import zlib
 
 import pytest
 import report
-from evidence import iceaggr_v3
+from evidence import iceaggr_choices, iceaggr_v3
 from evidence.documents import DocumentError, fill, numbers, unrecorded
 from evidence.drawing import Drawing, digest_in, with_digest
 from evidence.iceaggr_ablations import spearman
@@ -161,3 +161,16 @@ def test_only_the_parts_of_v3_are_judged_as_parts(monkeypatch):
     monkeypatch.setattr(iceaggr_v3, "read", lambda path: {"contrasts": [{**row, "treated": name} for name in treated]})
     judged = {name: won for name, _, won in iceaggr_v3._judged()}
     assert judged == {"fourier": True, "ema": True, "Muon instead of AdamW": False}
+
+
+def test_choices_are_judged_from_the_side_of_the_package():
+    """The default is the control of one comparison and the treated of the other; lower is better only for a treated."""
+    found = {"difference": -1.0, "seeds_low": -2.0, "seeds_high": -0.5, "p_holm": 0.01, "finding": "lower"}
+    pairs = (("zero-padding", "base"), ("cap-128-hlc", "cap-128-earliest"))
+    rows = [{"name": name, "seed_means": [60.0 + i]} for i, name in enumerate(name for pair in pairs for name in pair)]
+    record = {"rows": rows, "contrasts": [{"treated": t, "control": c, **found} for t, c in pairs]}
+    marker, hlc = iceaggr_choices.judged(record)
+    assert (marker["default"], marker["flags"], marker["verdict"]) == ("base", "--model.empty zero", "worse")
+    assert (marker["difference"], marker["seeds"], marker["by_seed"]) == (1.0, (0.5, 2.0), [1.0])
+    assert (hlc["default"], hlc["flags"], hlc["verdict"]) == ("cap-128-hlc", "--model.dom-select earliest", "better")
+    assert (hlc["difference"], hlc["seeds"], hlc["by_seed"]) == (-1.0, (-2.0, -0.5), [-1.0])

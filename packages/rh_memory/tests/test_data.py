@@ -146,6 +146,24 @@ def test_windows_by_the_definition(unfolded):
     assert len(batch.to("cpu")) == 3
 
 
+def test_mirrored_windows_are_those_of_the_zeros_below_the_real_line(zeros, unfolded):
+    """The zeros at -gamma, in increasing order, unfolded and cut as those above are."""
+    below = -zeros.height[::-1]
+    s = spacings(zeros.centre, zeros.offset)[::-1]
+    log_height = np.log(-below[1:] / (2 * math.pi))
+    starts, width = torch.tensor([3, 7, 19_000 - 50]), 33
+    batch = SpacingData(unfolded).window(starts, width, torch.tensor([True, False, True]))
+    for b, start in ((0, 3), (2, 19_000 - 50)):
+        i = len(s) - start - width  # where the same spacings begin, counted from the far end
+        assert_parity(batch.s_BW[b], s[i : i + width].astype(np.float32), atol=0)
+        ends = below[i + 1 : i + 1 + width]
+        assert_parity(batch.gamma_BW[b], ends - ends[0], atol=1e-10)
+        assert_parity(batch.log_height_BW[b], log_height[i : i + width], atol=1e-6)
+    plain = SpacingData(unfolded).window(starts, width)
+    for name in ("s_BW", "log_height_BW", "gamma_BW"):
+        assert_parity(getattr(batch, name)[1], getattr(plain, name)[1], atol=0)
+
+
 def test_window_heights_keep_their_digits():
     """At 1e12 one float64 resolves 1e-4; the pair keeps the differences."""
     offset = np.linspace(0, 3, 50)

@@ -178,6 +178,18 @@ def test_stopped_and_resumed_is_bit_identical(name, ema, made_up_file, tmp_path,
     assert {"nll", "nll_last", "plateau"} <= lines[0][0].keys()
 
 
+def test_half_of_the_windows_are_mirrored_where_that_is_asked_for(made_up_file):
+    dataset = load_dataset(run_config("e0", made_up_file), torch.device("cpu"))
+    parts = (dataset.data, dataset.starts("train"), dataset.width, 400, 0)
+    batch, starts = next(WindowStream(*parts, mirror=True))
+    upwards = (batch.s_BW == dataset.data.window(starts, dataset.width).s_BW).all(1)
+    assert 150 < int(upwards.sum()) < 250
+    whole, _ = next(WindowStream(*parts))
+    assert (whole.s_BW == dataset.data.window(starts, dataset.width).s_BW).all()
+    of_rank_1, _ = next(WindowStream(*parts, mirror=True, rank=1, world=2))
+    assert torch.equal(of_rank_1.s_BW, batch.s_BW[1::2])
+
+
 def test_the_weights_kept_are_the_average_where_one_is_asked_for(made_up_file, tmp_path, no_report):
     config = run_config("explicit", made_up_file, steps=15)
     train_module.train(replace(config, optim=replace(config.optim, ema=0.9)), tmp_path / "run")

@@ -282,13 +282,11 @@ def _check(
             f"sigma of shape {tuple(sigma.shape)} does not fit mu {tuple(mu.shape)}; give variances {shapes[1]}, "
             f"covariances {shapes[2]} or one variance per belief {shapes[0]}"
         )
-    if frames is not None and tuple(frames.shape) not in [
-        (n_batch, n_tokens, d, d),
-        (n_batch, n_heads, n_tokens, d, d),
-    ]:
+    shared, own = (n_batch, n_tokens, d, d), (n_batch, n_heads, n_tokens, d, d)
+    if frames is not None and tuple(frames.shape) not in (shared, own):
         raise ValueError(
-            f"frames of shape {tuple(frames.shape)} do not fit mu {tuple(mu.shape)}; give {shapes[0]}, "
-            f"as so3.frames(phi, l) makes them, or {shapes[1]}"
+            f"frames of shape {tuple(frames.shape)} do not fit mu {tuple(mu.shape)}; give {shared}, "
+            f"as so3.frames(phi, l) makes them, or {own}"
         )
     for name, value in (("kappa", kappa), ("alibi", alibi)):
         if isinstance(value, Tensor) and value.numel() not in (1, n_heads):

@@ -5,7 +5,6 @@ Shape suffixes: B batch, H heads, N tokens, F features.
 
 from __future__ import annotations
 
-import os
 from typing import Literal
 
 import torch
@@ -15,11 +14,6 @@ from torch.nn.functional import pad
 
 Precision = Literal["fp32", "fp16", "bf16x3"]
 
-OWN_KERNEL = os.environ.get("GAUGE_ATTN_KERNEL") == "triton"
-"""Whether float32 attention on CUDA is this package's (`triton_attention`) instead of PyTorch's, which has
-still to show on one that it is right and faster."""
-_WIDEST = 128
-"""Wider features go to PyTorch's kernel: a block of them does not fit into registers."""
 _QUERY_CHUNK = 512
 
 
@@ -73,12 +67,7 @@ def mix(
         key, value = cache.append(key, value)
     n_query, n_key = query.size(2), key.size(2) - self_mask
     lse: Tensor | None
-    if not start and _own_kernel(query, value):
-        from gauge_attn.triton_attention import narrow_attention
-
-        mixed, lse = narrow_attention(query, key, value, causal=causal, self_mask=self_mask)
-        lse = lse if want_lse else None
-    elif start and n_query > 1:
+    if start and n_query > 1:
         i, j = torch.arange(n_query, device=query.device), torch.arange(n_key, device=query.device)
         mask = Mask.dense(j <= start - int(self_mask) + i[:, None])
         key, value = key[:, :, :n_key], value[:, :, :n_key]
@@ -134,11 +123,6 @@ def lower(
     if query.is_cuda:  # the fused kernels want multiples of 8
         wide, narrow = wide + -wide % 8, narrow + -narrow % 8
     return _padded(query, wide), _padded(key, wide), _padded(value, narrow)
-
-
-def _own_kernel(query: Tensor, value: Tensor) -> bool:
-    fits = max(query.size(-1), value.size(-1)) <= _WIDEST
-    return OWN_KERNEL and query.is_cuda and query.dtype == torch.float32 and fits
 
 
 def _padded(x: Tensor, width: int) -> Tensor:

@@ -138,6 +138,8 @@ class DataConfig:
     """tail: the last tenth is held out (extrapolation in height). interleaved: blocks from everywhere."""
     windows: Literal["sliding", "rows"] = "sliding"
     """rows: only the seed's non-overlapping rows of 256 spacings."""
+    mirror: bool = False
+    """Read every other training window (drawn at random) downwards, as the zeros at -gamma follow each other."""
     seed: int = 0
     """Of the shuffle and of the random matrices."""
 
@@ -258,7 +260,10 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "e3": ("Postfix memory, 16 readouts a window, rotary positions, slots seeded with the last spacing.", E3),
     "e4": ("E3 with permuted slot identities and auxiliary targets.", E4),
     "e5": ("E4 with orthogonal, capped and dropped slots, running normalisation, one target a slot.", E4),
-    "e3-explicit": ("E3 with explicit-formula attention.", _with(E3, model=_EXPLICIT, steps=5000)),
+    "e3-explicit": (
+        "E3 with explicit-formula attention; the average of its weights is kept.",
+        _with(E3, model=_EXPLICIT, optim={"ema": 0.999}, steps=5000),
+    ),
     "e3-original": ("E3 as in the seed: one readout a window, learned positions.", E3_ORIGINAL),
     "e4-original": ("E4 as in the seed.", E4_ORIGINAL),
     "e5-original": ("E5 as in the seed.", E4_ORIGINAL),

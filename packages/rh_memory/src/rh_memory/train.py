@@ -52,12 +52,22 @@ class WindowStream:
     """Endless random windows, drawn on the device with replacement; its position is its generator's state.
 
     batch: windows of all processes together, the same for the same seed however many there are; each gets its share.
+    mirror: half of the windows, drawn at random, are read downwards.
     """
 
     def __init__(
-        self, data: SpacingData, starts: Tensor, width: int, batch: int, seed: int, *, rank: int = 0, world: int = 1
+        self,
+        data: SpacingData,
+        starts: Tensor,
+        width: int,
+        batch: int,
+        seed: int,
+        *,
+        mirror: bool = False,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        self._data, self._starts, self._width, self._batch = data, starts, width, batch
+        self._data, self._starts, self._width, self._batch, self._mirror = data, starts, width, batch, mirror
         self._share = slice(rank, None, world)
         self._generator = torch.Generator(starts.device).manual_seed(seed)
 
@@ -68,8 +78,11 @@ class WindowStream:
         """A batch and the indices of its windows' first spacings (B,)."""
         device = self._starts.device
         chosen = torch.randint(self._starts.numel(), (self._batch,), device=device, generator=self._generator)
-        starts_B = self._starts[chosen[self._share]]
-        return self._data.window(starts_B, self._width), starts_B
+        starts_B, mirrored_B = self._starts[chosen[self._share]], None
+        if self._mirror:
+            coin = torch.rand(self._batch, device=device, generator=self._generator)
+            mirrored_B = coin[self._share] < 0.5
+        return self._data.window(starts_B, self._width, mirrored_B), starts_B
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self._generator.get_state()}
@@ -145,8 +158,10 @@ def _train(config: TrainConfig, run: Run, dist: Dist) -> str | None:
     optimizer = make_optimizer(model, config.optim)
     ema = Ema(model, config.optim.ema) if config.optim.ema else None
     objective = Objective(config, model, dataset, dist)
-    share = {"rank": dist.rank, "world": dist.world}
-    stream = WindowStream(data, train_starts, width, config.batch_size, config.seed, **share)
+    stream = WindowStream(
+        data, train_starts, width, config.batch_size, config.seed,
+        mirror=config.data.mirror, rank=dist.rank, world=dist.world,
+    )  # fmt: skip
     patience = Patience()
     marginal = marginal_score(dataset, data.window(look, width).s_BW[:, objective.index_T])
     run.progress.line(
@@ -163,7 +178,7 @@ def _train(config: TrainConfig, run: Run, dist: Dist) -> str | None:
         optimizer=optimizer,
         lr=lambda step: lr_multiplier("cosine", step, config.steps, warmup=warmup, final=config.optim.final),
         clip=config.optim.clip,
-        state={"data": stream, "patience": patience} | ({} if ema is None else {"ema": ema}),
+        state={"data": stream, "patience": patience, **({} if ema is None else {"ema": ema})},
         unit="windows",
         log_every=config.log_every,
         checkpoint_every=config.checkpoint_every,

@@ -291,8 +291,7 @@ class Heads(nn.Module):
         last = p_square * precision + self.d * log_t
         query = torch.cat([q_square + self.d * log_s.exp(), q_BHNd, torch.ones_like(log_s)], -1)
         body = torch.cat([precision, -2 * precision * p_BHNd], -1)
-        key = torch.cat([body, last], -1)
-        biased = key
+        key = biased = torch.cat([body, last], -1)
         if self.alibi:  # the logit gains slope * j
             own_kappa_H = kappa_H1[:, 0] / self.temperature.scale_H  # a head made uniform loses its slope too
             gain_H1 = (2 * self.log_slope_H.exp() * own_kappa_H)[:, None]

@@ -58,16 +58,25 @@ class SpacingData:
     def __len__(self) -> int:
         return len(self.s)
 
-    def window(self, starts_B: Tensor, width: int) -> WindowBatch:
+    def window(self, starts_B: Tensor, width: int, mirrored_B: Tensor | None = None) -> WindowBatch:
         """Windows of `width` spacings that start at the indices starts_B (int64, on the data's device).
+
+        mirrored_B: bool; these windows are read downwards, as the zeros at the heights -gamma follow each other.
 
         Indices are not checked (that would wait for the device): take them from `Split.starts`.
         """
         index_BW = starts_B[:, None] + torch.arange(width, device=starts_B.device)
-        centre_BW, offset_BW = self.centre[index_BW], self.offset[index_BW]
+        end_BW = index_BW
+        if mirrored_B is not None:
+            index_BW = torch.where(mirrored_B[:, None], index_BW.flip(1), index_BW)
+            # Read downwards a gap ends at the zero below it. That of the first gap of all is not kept, and no input.
+            end_BW = (index_BW - mirrored_B[:, None].long()).clamp(min=0)
+        centre_BW, offset_BW = self.centre[end_BW], self.offset[end_BW]
         # Centres and offsets apart: their differences are exact or nearly so, those of the sums are not.
         gamma_BW = (centre_BW - centre_BW[:, :1]) + (offset_BW - offset_BW[:, :1])
-        return WindowBatch(self.s[index_BW], self.log_height[index_BW], gamma_BW)
+        if mirrored_B is not None:
+            gamma_BW = torch.where(mirrored_B[:, None], -gamma_BW, gamma_BW)
+        return WindowBatch(self.s[index_BW], self.log_height[end_BW], gamma_BW)
 
 
 @dataclass(frozen=True)

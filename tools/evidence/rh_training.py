@@ -1,0 +1,91 @@
+"""Zeta zeros: how the flagship trains and what it holds of that on the tail, and Muon beside AdamW."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from evidence.record import Claim, bare, markdown, read
+from evidence.rh_runs import folders, runs, validations
+
+FLAGSHIP = "explicit"
+FEW = 25
+"""Logged losses averaged at the end of a run."""
+_MUON = {"e0-rope": "e0-rope, optimizer=muon", FLAGSHIP: "explicit, optimizer=muon, ema=0.999"}
+
+
+def _course(name: str, seed: int) -> dict[str, Any]:
+    """Training loss at the end, best and last validation, score on the tail, of one run."""
+    folder = folders()[name, seed]
+    losses = [row["nll"] for row in read(f"{folder}/metrics.jsonl") if row["split"] == "train"][-FEW:]
+    looks = validations(folder)
+    best = min(looks, key=lambda step: looks[step]["nll"])
+    scores = read(f"{folder}/evaluation.json")
+    return {
+        "steps": max(looks),
+        "train": sum(losses) / len(losses),
+        "best step": best,
+        "best": looks[best]["nll"],
+        "last": looks[max(looks)]["nll"],
+        "tail": scores["nll_all"]["value"],
+        "tail last": scores["nll_last"]["value"],
+        "paths": [f"{folder}/metrics.jsonl", f"{folder}/evaluation.json"],
+    }
+
+
+def _names() -> list[str]:
+    """The flagship at other lengths and with other optimisers, in the order of their names."""
+    kept = {run.experiment for run in runs() if run.preset == FLAGSHIP and run.evaluation is not None}
+    return sorted(kept, key=lambda name: (len(name), name))
+
+
+def courses() -> str:
+    """Every run of the flagship: where its training and its validation end."""
+    body = []
+    for name in _names():
+        for seed in sorted(seed for known, seed in folders() if known == name):
+            row = _course(name, seed)
+            body.append(
+                [
+                    name,
+                    str(seed),
+                    f"{row['steps']:,}",
+                    bare(row["train"], 3),
+                    f"{bare(row['best'], 3)} at {row['best step']:,}",
+                    *(bare(row[key], 3) for key in ("last", "tail", "tail last")),
+                ]
+            )
+    header = ["run", "seed", "steps", "training", "best validation", "last validation", "tail", "tail, nll_last"]
+    return markdown(header, body, "lrrrrrrr")
+
+
+def claims() -> list[Claim]:
+    """What Muon gains, seed by seed."""
+    found = []
+    for plain, muon in _MUON.items():
+        seeds = sorted(seed for name, seed in folders() if name == muon and (plain, seed) in folders())
+        if not seeds:
+            continue
+        pairs = [(_course(muon, seed), _course(plain, seed)) for seed in seeds]
+        tail = [a["tail last"] - b["tail last"] for a, b in pairs]
+        train = [a["train"] - b["train"] for a, b in pairs]
+        found.append(
+            Claim(
+                f"rh_memory/muon-{plain}",
+                f"{muon}: nll_last on the tail less {plain}'s, by seed: {_signed(tail)}; the training loss at the end "
+                f"(mean over positions) less {plain}'s: {_signed(train)} nats.",
+                "nll_last less that with AdamW, nats",
+                tail,
+                "measured",
+                [path for pair in pairs for row in pair for path in row["paths"]],
+                seeds=seeds,
+                test="differences by seed",
+            )
+        )
+    return found
+
+
+def _signed(values: list[float]) -> str:
+    return ", ".join(f"{'+' if x >= 0 else ''}{bare(x, 2)}" for x in values)
+
+
+TABLES = {"rh_memory.courses": courses}
