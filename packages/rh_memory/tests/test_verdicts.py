@@ -218,6 +218,32 @@ def test_a_sweep_trains_diagnoses_collects_and_does_nothing_twice(tmp_path, monk
     assert row(result, "E4 does without identities")["verdict"] == "holds"
 
 
+def test_a_sweep_puts_other_fields_in_and_into_the_names_of_runs(tmp_path, monkeypatch):
+    seen = {}
+
+    def train(config, out):
+        seen[out.name] = config
+        (out / "DONE.json").write_text(json.dumps({"summary": {"label": "made-up", "nll_last": -0.5}}))
+
+    monkeypatch.setattr(rh_sweep, "train", train)
+    fields = ["data.mirror=true", "optim.ema=0.999", "optim.optimizer=muon", "early_stop=false"]
+    rh_sweep.sweep(["e0-rope"], [7], tmp_path, fields=fields, workers=1)
+    (config,) = seen.values()
+    assert list(seen) == ["e0-rope-mirror-ema-0.999-optimizer-muon-no-early_stop-seed7"]
+    assert (config.data.mirror, config.optim.ema, config.optim.optimizer) == (True, 0.999, "muon")
+    plain = PRESETS["e0-rope"][1]
+    optim = replace(config.optim, ema=plain.optim.ema, optimizer=plain.optim.optimizer)
+    assert replace(config, data=plain.data, optim=optim, seed=plain.seed, wandb=plain.wandb) == plain
+    for pair, message in (
+        ("data.miror=true", r"--set data.miror=true: give FIELD=VALUE, such as data.mirror="),
+        ("data.mirror", "--set data.mirror: give FIELD=VALUE"),
+        ("optim.ema=much", "optim.ema: expected a number"),
+    ):
+        with pytest.raises(UserError, match=message):
+            rh_sweep.sweep(["e0-rope"], [7], tmp_path / "none", fields=[pair], workers=1)
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_sweep_that_fails_collects_what_has_begun(tmp_path, monkeypatch):
     def train(config, out):
         (out / "config.json").write_text(to_json(config))

@@ -70,7 +70,8 @@ def study(name: str) -> Study:
 
     seed-table: the five rows of the seed's table, and its 5M model with all and with a thirteenth of the events and
     with its smaller head. choices: decisions of the seed that this package takes differently. v3: each addition to v2
-    alone, all together, and those that won together. scale: three sizes times three numbers of events.
+    alone, all together, and those that won together, these also with zeros in empty slots (which won in choices).
+    scale: three sizes times three numbers of events.
     """
     small, large = PRESETS["small"][1], PRESETS["5M"][1]
     if name == "seed-table":
@@ -125,10 +126,12 @@ def study(name: str) -> Study:
         variants["adamw"] = Variant(replace(small, optim=replace(small.optim, optimizer="adamw")))
         variants["all"] = Variant(with_parts(small, *V3_PARTS))
         variants["kept"] = Variant(with_parts(small, *V3_KEPT))
+        variants["kept-zeros"] = Variant(_model(variants["kept"].config, empty="zero"))
         contrasts = [Contrast(part, "base", f"v2 with {part} against v2") for part in (*V3_PARTS, "all", "kept")]
         contrasts += [
             Contrast("adamw", "base", "AdamW against Muon"),
             Contrast("kept", "all", "the winners against all"),
+            Contrast("kept-zeros", "kept", "the winners with zeros in empty slots against a marker"),
         ]
         return Study(name, variants, tuple(contrasts))
     if name == "scale":

@@ -102,6 +102,9 @@ def program() -> Program:
     sub.add_argument("--seeds", nargs="+", type=int, default=[7, 42, 1337], metavar="S")
     sub.add_argument("--source", choices=["zeta", "shuffled", "gue"], default="zeta", help="other data are controls")
     sub.add_argument("--steps", type=positive_int, metavar="N", help="instead of the preset's")
+    sub.add_argument(
+        "--set", nargs="+", default=[], metavar="FIELD=VALUE", help="other fields, as data.mirror=true optim.ema=0.999"
+    )
     sub.add_argument("--out", type=Path, default=Path("runs/rh_memory/sweep"), metavar="DIR")
     sub.add_argument("--diagnose", action="store_true", help="follow each run by its diagnostics")
     sub.add_argument("--collect", type=Path, metavar="DIR", help="copy the runs' small files here, for keeping")
@@ -190,13 +193,12 @@ def _report(args: argparse.Namespace) -> None:
 def _sweep(args: argparse.Namespace) -> None:
     from rh_memory.sweep import sweep, sweep_jobs
 
+    what = {"source": args.source, "steps": args.steps, "fields": args.set, "diagnose": args.diagnose}
     if args.dry_run:
-        jobs = sweep_jobs(args.presets, args.seeds, source=args.source, steps=args.steps, diagnose=args.diagnose)
+        jobs = sweep_jobs(args.presets, args.seeds, **what)
         print(job_list([job.name for job in jobs], args.out))
         return
-    follow = {"diagnose": args.diagnose, "collect_in": args.collect}
-    options = {"source": args.source, "steps": args.steps, **follow, **engine_options(args)}
-    print(sweep(args.presets, args.seeds, args.out, **options))
+    print(sweep(args.presets, args.seeds, args.out, **what, collect_in=args.collect, **engine_options(args)))
 
 
 def _collect(args: argparse.Namespace) -> None:
