@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 SEEDS = (7, 42, 1337)
+FEW_ZEROS = {"": "", "-mirror": " --data.mirror", "-dropout": " --model.dropout 0.1"}
 MUON_EMA = "--optim.optimizer muon --optim.ema 0.999"
 RUN_FILES = ("config.json", "manifest.json", "metrics.jsonl", "evaluation.json")
 
@@ -88,6 +89,15 @@ def control(suffix: str, flags: str, seconds: float, seeds: tuple[int, ...] = SE
     steps = (train, "rh-memory collect {out}/{leaf} --out {parent}")
     record = f"{RH}/runs/explicit-small-{suffix}-seed{{seed}}"
     return Entry(f"rh-small-{suffix}", "rh_memory.controls", record, steps, seconds, "the record", 0.0, seeds)
+
+
+def few_zeros(suffix: str, flags: str) -> Entry:
+    """Seeds of rh_memory's small model on 40,000 zeros, two at a time on two CPU cores."""
+    leaf = f"explicit-small-40000zeros{suffix}-seed{{seed}}"
+    fields = f"--seed {{seed}} --wandb disabled --data.zeros 40000{flags}"
+    train = f"rh-memory train explicit-small {fields} --out {{out}}/{{leaf}}"
+    steps = (train, "rh-memory collect {out}/{leaf} --out {parent}")
+    return Entry(f"rh-few{suffix}", "rh_memory.few", f"{RH}/runs/{leaf}", steps, 270, "the record", 0.0, SEEDS)
 
 
 def matrix(experiment: str, seconds: float | None, source: str, options: str = "", gpus: float = 1.0) -> Entry:
@@ -219,6 +229,7 @@ ENTRIES = (
         source="a run of rh-e0 that was stopped by its time limit",
     ),
     control("primes", "", 161),
+    *(few_zeros(name, flags) for name, flags in FEW_ZEROS.items()),
     *(control(f"frequencies-{x}", f"--model.frequencies {x}", 160) for x in ("composite", "random", "shuffled")),
     control("frequencies-even", "--model.frequencies even", 132),
     *(control(f"frequencies-even-to-{x}", f"--model.frequencies even --model.frequency-top {x}", 139) for x in (8, 12)),
