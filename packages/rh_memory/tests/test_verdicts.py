@@ -238,6 +238,7 @@ def test_a_sweep_puts_other_fields_in_and_into_the_names_of_runs(tmp_path, monke
         ("data.miror=true", r"--set data.miror=true: give FIELD=VALUE, such as data.mirror="),
         ("data.mirror", "--set data.mirror: give FIELD=VALUE"),
         ("optim.ema=much", "optim.ema: expected a number"),
+        ("data.source=gue", "--set data.source=gue: a sweep has --source for that"),
     ):
         with pytest.raises(UserError, match=message):
             rh_sweep.sweep(["e0-rope"], [7], tmp_path / "none", fields=[pair], workers=1)

@@ -18,6 +18,9 @@ from rh_memory.config import PRESETS, TrainConfig
 from rh_memory.records import collect
 from rh_memory.train import resume, train
 
+OWN_FLAGS = {"seed": "--seeds", "steps": "--steps", "data.source": "--source"}
+"""Fields that a sweep sets itself."""
+
 
 def train_job(
     out: Path, *, preset: str, seed: int, source: str, steps: int | None, fields: Sequence[str] = ()
@@ -26,13 +29,12 @@ def train_job(
     if (out / "config.json").is_file():
         resume(out)
     else:
-        config = with_fields(PRESETS[preset][1], fields)
+        config = with_fields(replace(PRESETS[preset][1], wandb="disabled"), fields)
         config = replace(
             config,
             seed=seed,
             steps=steps or config.steps,
             data=replace(config.data, source=source),  # type: ignore[arg-type]
-            wandb="disabled",
         )
         train(config, out)
     return json.loads((out / "DONE.json").read_text())["summary"]
@@ -51,6 +53,8 @@ def with_fields(config: TrainConfig, fields: Sequence[str]) -> TrainConfig:
             raise UserError(
                 f"--set {pair}: give FIELD=VALUE, such as {near[0]}=...; `rh-memory train e0 --help` has all"
             )
+        if name in OWN_FLAGS:
+            raise UserError(f"--set {pair}: a sweep has {OWN_FLAGS[name]} for that")
         *path, last = name.split(".")
         section = tree
         for part in path:
@@ -132,7 +136,7 @@ def run_name(preset: str, seed: int, source: str = "zeta", steps: int | None = N
     suffix = ("" if source == "zeta" else f"-{source}") + ("" if steps is None else f"-{steps}steps")
     for pair in fields:
         path, _, value = pair.partition("=")
-        name = path.rpartition(".")[2]
+        name, value = path.rpartition(".")[2], value.replace("/", "_")
         suffix += f"-{name}" if value == "true" else f"-no-{name}" if value == "false" else f"-{name}-{value}"
     return f"{preset}{suffix}-seed{seed}"
 
