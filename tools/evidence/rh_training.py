@@ -111,6 +111,8 @@ def _mirrored() -> list[Claim]:
         pairs = {seed: (_course(mirror, seed), _course(plain, seed)) for seed in seeds}
         rows = [{"seed": seed, "value": a["tail last"] - b["tail last"]} for seed, (a, b) in pairs.items()]
         less = seeds_table(rows).summary["value"]
+        assert less.low is not None, "there are enough seeds for an interval"
+        assert less.high is not None
         shown = interval({"value": less.mean, "low": less.low, "high": less.high}, 2, short=True)
         found.append(
             Claim(
