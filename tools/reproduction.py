@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 SEEDS = (7, 42, 1337)
-FEW_ZEROS = {"": "", "-mirror": " --data.mirror", "-dropout": " --model.dropout 0.1"}
+MIRROR, DROPOUT, BLOCKS = " --data.mirror", " --model.dropout 0.1", " --data.split interleaved"
+FEW_ZEROS = (
+    (40_000, "", ""), (40_000, "-mirror", MIRROR), (40_000, "-dropout", DROPOUT), (40_000, "-interleaved", BLOCKS),
+    (40_000, "-interleaved-mirror", BLOCKS + MIRROR), (200_000, "", ""), (200_000, "-mirror", MIRROR),
+)  # fmt: skip
 MUON_EMA = "--optim.optimizer muon --optim.ema 0.999"
 RUN_FILES = ("config.json", "manifest.json", "metrics.jsonl", "evaluation.json")
 
@@ -83,21 +87,12 @@ def trained(name: str, what: str, seconds: float, seeds: tuple[int, ...] = SEEDS
     return Entry(f"rh-{name}", "rh_memory.scores", record, steps, seconds, source, 1.0, seeds)
 
 
-def control(suffix: str, flags: str, seconds: float, seeds: tuple[int, ...] = SEEDS) -> Entry:
+def control(suffix: str, flags: str, seconds: float, feeds: str = "rh_memory.controls") -> Entry:
     """Seeds of rh_memory's small model with something else in it, on CPU cores."""
     train = f"rh-memory train explicit-small --seed {{seed}} --wandb disabled {flags} --out {{out}}/{{leaf}}"
     steps = (train, "rh-memory collect {out}/{leaf} --out {parent}")
     record = f"{RH}/runs/explicit-small-{suffix}-seed{{seed}}"
-    return Entry(f"rh-small-{suffix}", "rh_memory.controls", record, steps, seconds, "the record", 0.0, seeds)
-
-
-def few_zeros(suffix: str, flags: str) -> Entry:
-    """Seeds of rh_memory's small model on 40,000 zeros, two at a time on two CPU cores."""
-    leaf = f"explicit-small-40000zeros{suffix}-seed{{seed}}"
-    fields = f"--seed {{seed}} --wandb disabled --data.zeros 40000{flags}"
-    train = f"rh-memory train explicit-small {fields} --out {{out}}/{{leaf}}"
-    steps = (train, "rh-memory collect {out}/{leaf} --out {parent}")
-    return Entry(f"rh-few{suffix}", "rh_memory.few", f"{RH}/runs/{leaf}", steps, 270, "the record", 0.0, SEEDS)
+    return Entry(f"rh-small-{suffix}", feeds, record, steps, seconds, "the record", 0.0, SEEDS)
 
 
 def matrix(experiment: str, seconds: float | None, source: str, options: str = "", gpus: float = 1.0) -> Entry:
@@ -229,8 +224,7 @@ ENTRIES = (
         source="a run of rh-e0 that was stopped by its time limit",
     ),
     *(control(x, flags, 161) for x, flags in (("primes", ""), ("mirror", "--data.mirror"))),
-    *(few_zeros(name, flags) for name, flags in FEW_ZEROS.items()),
-    *(few_zeros(f"-interleaved{x}", f" --data.split interleaved{FEW_ZEROS[x]}") for x in ("", "-mirror")),
+    *(control(f"{n}zeros{x}", f"--data.zeros {n}{flags}", 270, feeds="rh_memory.few") for n, x, flags in FEW_ZEROS),
     *(control(f"frequencies-{x}", f"--model.frequencies {x}", 160) for x in ("composite", "random", "shuffled")),
     control("frequencies-even", "--model.frequencies even", 132),
     *(control(f"frequencies-even-to-{x}", f"--model.frequencies even --model.frequency-top {x}", 139) for x in (8, 12)),
