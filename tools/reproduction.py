@@ -79,20 +79,20 @@ def sweep(
     return Entry(name or f"rh-{run}", feeds, f"{RH}/runs/{run}-seed{{seed}}", (command,), seconds, source, gpus, seeds)
 
 
-def trained(name: str, what: str, seconds: float, seeds: tuple[int, ...] = SEEDS) -> Entry:
-    """Seeds of an rh_memory preset with other fields, on a GPU."""
+def trained(
+    name: str, what: str, seconds: float, source: str = "runs that shared an H200", *,
+    feeds: str = "rh_memory.scores", gpus: float = 1.0, seeds: tuple[int, ...] = SEEDS,
+) -> Entry:  # fmt: skip
+    """Seeds of an rh_memory preset with other fields."""
     train = f"rh-memory train {what} --seed {{seed}} --wandb disabled --out {{out}}/{{leaf}}"
     steps = (train, "rh-memory collect {out}/{leaf} --out {parent}")
-    record, source = f"{RH}/runs/{name}-seed{{seed}}", "runs that shared an H200"
-    return Entry(f"rh-{name}", "rh_memory.scores", record, steps, seconds, source, 1.0, seeds)
+    return Entry(f"rh-{name}", feeds, f"{RH}/runs/{name}-seed{{seed}}", steps, seconds, source, gpus, seeds)
 
 
 def control(suffix: str, flags: str, seconds: float, feeds: str = "rh_memory.controls") -> Entry:
     """Seeds of rh_memory's small model with something else in it, on CPU cores."""
-    train = f"rh-memory train explicit-small --seed {{seed}} --wandb disabled {flags} --out {{out}}/{{leaf}}"
-    steps = (train, "rh-memory collect {out}/{leaf} --out {parent}")
-    record = f"{RH}/runs/explicit-small-{suffix}-seed{{seed}}"
-    return Entry(f"rh-small-{suffix}", feeds, record, steps, seconds, "the record", 0.0, SEEDS)
+    name = f"explicit-small-{suffix}"
+    return trained(name, f"explicit-small {flags}", seconds, "the record", feeds=feeds, gpus=0.0)
 
 
 def matrix(experiment: str, seconds: float | None, source: str, options: str = "", gpus: float = 1.0) -> Entry:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lab_shared.ema import Ema
+from lab_shared.errors import UserError
 from lab_shared.testing import assert_parity
 
 
@@ -28,5 +29,5 @@ def test_ema_is_the_recursion_and_survives_a_checkpoint():
     assert_parity(other.bias.detach(), shadow["bias"], atol=1e-5)
     with pytest.raises(ValueError, match="'bias' is in one only"):
         Ema(torch.nn.Linear(3, 2, bias=False), 0.9).load_state_dict(ema.state_dict())
-    with pytest.raises(ValueError, match=r"optim.ema is 1.0"):
+    with pytest.raises(UserError, match=r"optim.ema is 1.0"):
         Ema(model, 1.0)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lab_shared.errors import UserError
+
 
 class Ema:
     """shadow <- d shadow + (1 - d) weights after each step, with d = min(decay, (1 + n) / (10 + n)) in step n.
@@ -16,12 +18,12 @@ class Ema:
     The growing d lets the first steps be forgotten. Averages live on the weights' device; `state_dict` belongs into the
     run's checkpoint. Give it the model itself, not what DDP or torch.compile put around it.
 
-    Raises ValueError for a decay outside (0, 1). Source: Polyak & Juditsky, SIAM J. Control Optim. 30 (1992) 838.
+    Raises UserError for a decay outside (0, 1). Source: Polyak & Juditsky, SIAM J. Control Optim. 30 (1992) 838.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         if not 0 < decay < 1:
-            raise ValueError(f"optim.ema is {decay}; a decay lies between 0 and 1, for example 0.999")
+            raise UserError(f"optim.ema is {decay}; a decay lies between 0 and 1, for example 0.999")
         self.decay, self.steps = decay, 0
         self._weights = dict(model.named_parameters())
         self._shadow = {name: p.detach().clone() for name, p in self._weights.items()}

@@ -169,8 +169,8 @@ class _InverseAndLogDet(torch.autograd.Function):
         return (grad + grad.mT) / 2
 
 
-# Compiled on CUDA (torch 2.11), a model with whole covariances got NaN gradients. Why is not known; the factorisation
-# is the suspect, so it stays outside.
+# Compiled on CUDA (torch 2.11), a model with whole covariances got NaN gradients. Why is not known; with the
+# factorisation outside they are right there (tests/test_compiled.py).
 @torch._disable_dynamo
 def _inverse_and_log_det(a: Tensor) -> tuple[Tensor, Tensor]:
     return _InverseAndLogDet.apply(a)
