@@ -262,6 +262,21 @@ def test_compiled_flex_forward_on_cpu(kind):
     assert_parity(out, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(("kind", "biased"), [("causal", False), ("causal", True), ("segments", False)])
+def test_a_cpu_trains_bfloat16_attention_in_float32(kind, biased):
+    inputs = qkv(heads=(2, 2), dtype=torch.bfloat16)
+    wide = [x.detach().float().requires_grad_() for x in inputs]
+    bias = torch.randn(1, 2, TOTAL, TOTAL).bfloat16() if biased else None
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attend(*inputs, build(kind), bias=bias, backend="sdpa")
+    expected = attend(*wide, build(kind), bias=None if bias is None else bias.float(), backend="sdpa")
+    grad = torch.randn_like(out)
+    got = [out, *torch.autograd.grad(out, inputs, grad)]
+    want = [expected, *torch.autograd.grad(expected, wide, grad.float())]
+    for narrow, x in zip(got, want, strict=True):
+        assert torch.equal(narrow, x.bfloat16())  # rounded once, at the end
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dim", [16, 32, 48, 64, 128])

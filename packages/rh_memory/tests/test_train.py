@@ -234,15 +234,17 @@ def test_a_batch_that_does_not_divide_is_refused(made_up_file):
 
 def test_bench_counts_whole_steps(monkeypatch):
     monkeypatch.setitem(PRESETS, "test-only", ("", replace(CASES["explicit"], batch_size=4)))
-    (row,) = bench("cpu", ["test-only"], repeats=2)
-    assert row["targets_per_s"] == pytest.approx(32 * row["windows_per_s"])
-    assert row["windows_per_s"] == pytest.approx(4 / row["median_s"])
-    json.dumps(row)
+    rows = bench("cpu", ["test-only"], repeats=2)
+    assert [row["name"] for row in rows] == ["train test-only", "train test-only, bfloat16"]
+    for row in rows:
+        assert row["targets_per_s"] == pytest.approx(32 * row["windows_per_s"])
+        assert row["windows_per_s"] == pytest.approx(4 / row["median_s"])
+    json.dumps(rows)
     timed = []
     monkeypatch.setattr(bench_module.Objective, "_drift", lambda self, batch: timed.append(1) or batch.s_BW.sum() * 0)
     monkeypatch.setitem(PRESETS, "test-only", ("", replace(CASES["e2"], batch_size=4)))
     bench("cpu", ["test-only"], repeats=2)
-    assert len(timed) == 4  # two to warm up and two timed, each a round of five steps
+    assert len(timed) == 8  # in both number formats two to warm up and two timed, each a round of five steps
     with pytest.raises(UserError, match="no preset 'e9'"):
         bench("cpu", ["e9"])
 

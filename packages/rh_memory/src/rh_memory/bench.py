@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -38,7 +40,8 @@ def bench(device: str | None = None, presets: Sequence[str] = (), *, repeats: in
     """Windows and targets per second of whole training steps: draw, forward, backward, clip, update.
 
     presets: by default those of interest on the device. One row a preset, with the median time and the quartile
-    distance of a step; where a rollout loss comes every few steps, of a whole round of those. Raises UserError.
+    distance of a step; where a rollout loss comes every few steps, of a whole round of those. On a CPU a second row is
+    in bfloat16 (use_amp), which those with matrix tiles multiply faster. Raises UserError.
     """
     where = pick_device(device)
     names = list(presets) or list(ON_GPU if where.type == "cuda" else ON_CPU)
@@ -46,8 +49,9 @@ def bench(device: str | None = None, presets: Sequence[str] = (), *, repeats: in
         raise UserError(f"no preset {unknown[0]!r}; there are {', '.join(PRESETS)}")
     machine = environment(where)
     rows = []
-    for name in names:
-        config = PRESETS[name][1]
+    formats = (("", None),) if where.type == "cuda" else (("", False), (", bfloat16", True))
+    for name, (suffix, low) in product(names, formats):
+        config = replace(PRESETS[name][1], use_amp=low)
         steps = measure_step(config, where, repeats=repeats)
         windows = config.batch_size / steps["median_s"]
         targets = windows * steps.pop("targets")
@@ -55,7 +59,7 @@ def bench(device: str | None = None, presets: Sequence[str] = (), *, repeats: in
         required = REQUIRED[where.type].get(name)
         rows.append(
             {
-                "name": f"train {name}",
+                "name": f"train {name}{suffix}",
                 "data": "random spacings",
                 "parameters": steps.pop("parameters"),
                 "batch_size": config.batch_size,
@@ -112,11 +116,11 @@ def random_spacings(n: int) -> Spacings:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as text."""
-    lines = [f"{'training':22}{'parameters':>12}{'windows/s':>12}{'targets/s':>14}{'step':>11}{'required':>11}"]
+    lines = [f"{'training':26}{'parameters':>12}{'windows/s':>12}{'targets/s':>14}{'step':>11}{'required':>11}"]
     for row in rows:
         required = "" if row["required"] is None else f"{row['required']:,}{'' if row['met'] else ' NOT MET'}"
         lines.append(
-            f"{row['name'].removeprefix('train '):22}{row['parameters']:12,}{row['windows_per_s']:12,.0f}"
+            f"{row['name'].removeprefix('train '):26}{row['parameters']:12,}{row['windows_per_s']:12,.0f}"
             f"{row['targets_per_s']:14,.0f}{row['median_s'] * 1e3:8.1f} ms{required:>11}"
         )
     machine = rows[0]["environment"]

@@ -102,9 +102,7 @@ def sdpa_attention(
         if not grouped:
             k, v = repeat_heads(k, q.size(1)), repeat_heads(v, q.size(1))
         causal = mask.kind == "causal"
-        return F.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
-        )
+        return _sdpa(q, k, v, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped)
     k, v = repeat_heads(k, q.size(1)), repeat_heads(v, q.size(1))
     allowed = dense_allowed(mask, q.size(2), q.device)
     blind = None
@@ -117,8 +115,19 @@ def sdpa_attention(
     else:
         bias = bias.to(q.dtype)
         attn_mask = bias if allowed is None else bias.masked_fill(~allowed, -torch.inf)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout, scale=scale)
+    out = _sdpa(q, k, v, attn_mask=attn_mask, dropout_p=dropout, scale=scale)
     return out if blind is None else out.masked_fill(blind, 0)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    """F.scaled_dot_product_attention, in float32 where a CPU is to train in fewer bits: there its backward pass takes
+    several times as long in bfloat16 (and its forward pass half as long, which is left to prediction)."""
+    if q.device.type != "cpu" or q.dtype.itemsize > 2 or not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(q, k, v, **options)
+    with torch.autocast("cpu", enabled=False):
+        if (mask := options.get("attn_mask")) is not None and mask.is_floating_point():
+            options["attn_mask"] = mask.float()
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **options).to(q.dtype)
 
 
 def sdpa_packed(
@@ -139,9 +148,7 @@ def sdpa_packed(
             k_b, v_b = repeat_heads(k_b, q_b.size(1)), repeat_heads(v_b, q_b.size(1))
             # Spare places come last in a segment: under a causal mask no token looks at them.
             key_mask = None if mask.is_causal else bucket.valid
-            outs.append(
-                F.scaled_dot_product_attention(q_b, k_b, v_b, attn_mask=key_mask, is_causal=mask.is_causal, scale=scale)
-            )
+            outs.append(_sdpa(q_b, k_b, v_b, attn_mask=key_mask, is_causal=mask.is_causal, scale=scale))
         else:
             token = plan.token_P[begin:end].view(bucket.n, 1, bucket.length)
             column = torch.arange(bucket.length, device=q.device)
