@@ -102,7 +102,7 @@ def bench(*, device: str | None = None, only: Sequence[str] | None = None, quick
         # On a GPU in bfloat16; CPUs with matrix tiles multiply it faster too, where it is asked for.
         formats = (("", "auto"),) if gpu else (("", "float32"), (", bfloat16", "bfloat16"))
         for preset, (suffix, dtype) in product(("quick", "small", "5M") if gpu else ("quick", "small"), formats):
-            config = replace(PRESETS[preset][1], dtype=dtype)
+            config = replace(PRESETS[preset][1], dtype=dtype)  # type: ignore[arg-type]
             if "train" in stages:
                 if gpu:
                     torch.cuda.reset_peak_memory_stats()
