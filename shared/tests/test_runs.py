@@ -49,5 +49,14 @@ def test_a_finished_run_is_its_configuration_and_weights(tmp_path):
 def test_a_device_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert pick_device(None).type == pick_device("cpu").type == "cpu"
-    with pytest.raises(UserError, match="--device cuda: torch sees no CUDA device"):
+    with pytest.raises(UserError, match="--device cuda: torch has no such CUDA device, it sees none here"):
         pick_device("cuda")
+    for name in ("tpu", "mps", "cuda:x", "meta"):
+        with pytest.raises(UserError, match=f"--device {name}: it must be cpu, cuda"):
+            pick_device(name)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert pick_device(None).type == "cuda"
+    assert pick_device("cuda:1").index == 1
+    with pytest.raises(UserError, match=r"--device cuda:2: .* are cuda:0 to cuda:1"):
+        pick_device("cuda:2")

@@ -126,7 +126,7 @@ def test_report_and_display_are_self_contained_pages(folders, tmp_path):
         (["train", "nonsense"], 2, "no preset 'nonsense'"),
         (["train", "quick", "--optim.lrr", "1"], 2, "lrr"),
         (["train", "--resume", "X", "--seed", "1"], 2, "--resume takes no other option"),
-        (["simulate", "--out", "X", "--events", "-3"], 2, "not a positive number"),
+        (["simulate", "--out", "X", "--events", "-3"], 2, "not a positive whole number"),
         (["inspect", "/nonexistent"], 1, "/nonexistent"),
         (["evaluate", "/nonexistent", "--data", "/nonexistent"], 1, "no finished run"),
         (["train", "--resume", "/nonexistent"], 1, "/nonexistent"),

@@ -80,7 +80,7 @@ def test_presets_are_what_their_names_say():
         (["train", "nonsense"], 2, "no preset 'nonsense'"),
         (["train", "e0", "--optim.lrr", "1"], 2, "lrr"),
         (["train", "--resume", "X", "--seed", "1"], 2, "--resume takes no other option"),
-        (["zeros", "--count", "-3", "--out", "X.npy"], 2, "not a positive number"),
+        (["zeros", "--count", "-3", "--out", "X.npy"], 2, "not a positive whole number"),
         (["sweep", "e9"], 2, "e9"),
         (["train", "--resume", "/nonexistent"], 1, "/nonexistent"),
         (["train", "e0", "--data.file", "/nonexistent.npy", "--out", "{tmp}/r"], 1, "/nonexistent.npy"),

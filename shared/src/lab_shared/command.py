@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -101,9 +102,23 @@ def run_command(program: str, command: Callable[[Any], None], args: Any) -> int:
 
 def positive_int(text: str) -> int:
     """The number, for argparse's `type`; its error names what was given."""
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """The finite number above zero, for argparse's `type`; its error names what was given."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return value
 
 
@@ -119,7 +134,7 @@ def engine_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=positive_int, metavar="N", help="local: jobs at a time; default: as GPUs hold"
     )
-    parser.add_argument("--gpus-per-job", type=float, default=1.0, metavar="X", help="0.5 puts two jobs on a GPU")
+    parser.add_argument("--gpus-per-job", type=positive_float, default=1.0, metavar="X", help="0.5 puts two jobs on a GPU")
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:

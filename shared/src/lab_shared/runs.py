@@ -56,7 +56,14 @@ def finished_run(
 
 def pick_device(name: str | None) -> torch.device:
     """The named device, or the GPU when there is one. Raises UserError for a device that is not there."""
-    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: torch sees no CUDA device here; use --device cpu")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    try:
+        device = torch.device(name or ("cuda" if gpus else "cpu"))
+    except RuntimeError:  # of torch, with the names of twenty kinds that nothing here runs on
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: it must be cpu, cuda, or one of several GPUs, such as cuda:1")
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        seen = f"the {gpus} CUDA device(s) it sees here are cuda:0 to cuda:{gpus - 1}" if gpus else "it sees none here"
+        raise UserError(f"--device {name}: torch has no such CUDA device, {seen}; use --device cpu")
     return device
