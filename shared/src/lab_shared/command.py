@@ -134,7 +134,9 @@ def engine_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=positive_int, metavar="N", help="local: jobs at a time; default: as GPUs hold"
     )
-    parser.add_argument("--gpus-per-job", type=positive_float, default=1.0, metavar="X", help="0.5 puts two jobs on a GPU")
+    parser.add_argument(
+        "--gpus-per-job", type=positive_float, default=1.0, metavar="X", help="0.5 puts two jobs on a GPU"
+    )
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -14,11 +14,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from lab_shared.errors import UserError
+from lab_shared.ranges import Range
 
 T = TypeVar("T")
+_NUMBERS = {int: "a whole number", float: "a finite number"}
 
 
 class ConfigError(UserError):
@@ -29,7 +31,7 @@ def to_json(config: Any) -> str:
     """The dataclass `config` as indented JSON, checked by reading it back.
 
     Infinite and NaN floats become the strings "inf", "-inf" and "nan", because JSON has no such numbers.
-    Raises ConfigError when a value does not have its field's type (dataclasses themselves do not check) and
+    Raises ConfigError when a value does not have its field's type or range (dataclasses themselves do not check) and
     TypeError when `config` is not a dataclass instance or a field's annotation is one JSON cannot hold.
     """
     if not is_dataclass(config) or isinstance(config, type):
@@ -43,8 +45,9 @@ def from_json(cls: type[T], text: str) -> T:
     """An instance of the dataclass `cls` from JSON text, without any guessing.
 
     Unknown keys are refused with the closest known name; a bool is no int, an int is taken for a float but
-    not the other way round, a Literal must match in value and type. Absent keys take the field's default, so
-    that old runs stay readable after a field is added; a field without default must be there.
+    not the other way round, a Literal must match in value and type, a number lie within the `Range` of its type.
+    Absent keys take the field's default, so that old runs stay readable after a field is added; a field without
+    default must be there.
 
     Raises ConfigError for all of these, for duplicate keys and for text that is not JSON.
     """
@@ -99,6 +102,12 @@ def with_field(config: T, name: str, value: Any) -> T:
 def _decode(hint: Any, data: Any, path: str) -> Any:
     """`data` as read from JSON -> a value of type `hint`; `path` is where it stands, for messages."""
     origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        value = _decode(args[0], data, path)
+        for numbers in args[1:]:
+            if isinstance(numbers, Range) and value not in numbers:
+                _wrong(path, f"{_NUMBERS[args[0]]} {numbers}", data)
+        return value
     if is_dataclass(hint):
         return _decode_dataclass(hint, data, path)
     if hint is Any:
@@ -128,7 +137,7 @@ def _decode(hint: Any, data: Any, path: str) -> Any:
 def _decode_dataclass(cls: Any, data: Any, path: str) -> Any:
     if not isinstance(data, dict):
         _wrong(path, f"an object with the fields of {cls.__name__}", data)
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     known = {f.name: f for f in fields(cls) if f.init}
     for key in data:
         if key not in known:

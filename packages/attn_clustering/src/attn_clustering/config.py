@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from lab_shared.errors import UserError
+from lab_shared.ranges import Count, NonNegative, Positive, Seed, Share, Whole
 
 from attn_clustering.data.settings import LanguageConfig
 
@@ -24,20 +25,20 @@ ORDERINGS: tuple[Ordering, ...] = get_args(Ordering)
 class ModelConfig:
     """A Mini-Qwen3. The defaults are the first run's MHA model (27,403,776 parameters)."""
 
-    vocab: int = 4096
-    d_model: int = 512
-    layers: int = 8
-    heads: int = 8
-    kv_heads: int = 8
+    vocab: Count = 4096
+    d_model: Count = 512
+    layers: Count = 8
+    heads: Count = 8
+    kv_heads: Count = 8
     """Key and value heads; divides `heads`."""
-    head_dim: int = 64
-    mlp: int = 1376
+    head_dim: Count = 64
+    mlp: Count = 1376
     """Hidden width of the SwiGLU."""
     rope: bool = True
     """Rotary positions; False is NoPE from scratch."""
-    rope_theta: float = 1e6
-    norm_eps: float = 1e-6
-    init_std: float = 0.02
+    rope_theta: Positive = 1e6
+    norm_eps: Positive = 1e-6
+    init_std: NonNegative = 0.02
     """Standard deviation of every matrix and the embedding at the start."""
 
     def __post_init__(self) -> None:
@@ -56,7 +57,7 @@ class DataConfig:
     """Folder of a prepared corpus; used when `language` is None."""
     mode: Literal["repeated", "fresh"] = "repeated"
     """repeated: the training sequences again and again; fresh: steps x batch different ones, each seen once."""
-    cooldown: float = 0.0
+    cooldown: Share = 0.0
     """Fraction of the steps, at the end, on a shuffled stream that all orderings of a seed share."""
     partial: Literal["matched", "cut"] = "matched"
     """A last incomplete pass: the same sequences in every ordering, or the beginning of the ordered pass."""
@@ -66,23 +67,24 @@ class DataConfig:
 class OptimConfig:
     """How a model is trained. The defaults are the first run's constants."""
 
-    steps: int = 10_000
-    batch: int = 64
+    steps: Whole = 10_000
+    """0 only saves the weights of the start: a recalibration that removes the positions and trains nothing."""
+    batch: Count = 64
     """Sequences of one step, over all processes."""
-    warmup: int = 500
+    warmup: Whole = 500
     """Steps of linear warm-up."""
     schedule: Literal["constant", "cosine", "wsd"] = "cosine"
     """wsd: constant, then linear to 0 over the last fifth."""
-    muon_lr: float = 0.02
+    muon_lr: Positive = 0.02
     """Peak rate of Muon (hidden matrices)."""
-    lr: float = 3e-4
+    lr: Positive = 3e-4
     """Peak rate of AdamW (embedding and gains)."""
-    weight_decay: float = 0.01
+    weight_decay: NonNegative = 0.01
     """Decoupled, times the rate; on matrices."""
     decay_gains: bool = False
     """Also on the norms' gains, as in the first run."""
-    adam_eps: float = 1e-10
-    clip: float = 1.0
+    adam_eps: Positive = 1e-10
+    clip: Positive = 1.0
     """Gradient-norm limit."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast type of training and evaluation; auto is bfloat16 on a GPU and float32 on a CPU."""
@@ -92,12 +94,12 @@ class OptimConfig:
     """block: torch.compile of one block, used for all, of embedding and head. auto: block on a GPU from 100 steps."""
     step_graph: Literal["auto", "off", "on"] = "auto"
     """Record the whole step, optimiser included, as one CUDA graph. auto: alone on a GPU, from 100 steps."""
-    eval_every: int = 500
+    eval_every: Count = 500
     """Steps between looks at the validation loss."""
-    eval_sequences: int = 3200
+    eval_sequences: Count = 3200
     """Validation sequences of a look; rounded down to whole batches. The final loss uses as many."""
-    log_every: int = 50
-    checkpoint_every: int = 1000
+    log_every: Count = 50
+    checkpoint_every: Count = 1000
     wandb: Literal["offline", "online", "disabled"] = "disabled"
     """Mirror of the metrics; the record is metrics.jsonl in the run folder."""
 
@@ -109,13 +111,13 @@ class Recalibration:
     The peak rates are those of phase 1 times `lr_factor`; warm-up, then half a cosine to 0.
     """
 
-    fraction: float = 0.01
+    fraction: NonNegative = 0.01
     """Steps, as a fraction of phase 1's. 0 removes the positions and trains nothing."""
-    lr_factor: float = 0.1
+    lr_factor: Positive = 0.1
     order: Literal["shared", "own"] = "shared"
     """shared: one shuffled stream, the same for all conditions of a seed. own: the condition's own order from its
     start, as in the first run, where it is confounded with the ordering."""
-    warmup: int = 10
+    warmup: Whole = 10
     """Steps of linear warm-up, at most half of the steps."""
     parent: str = ""
     """Folder of the trained run, relative to this run's; filled in by `phase2_config`."""
@@ -132,7 +134,7 @@ class RunConfig:
     experiment: str
     attention: Attention
     ordering: Ordering
-    seed: int
+    seed: Seed
     """Of the weights, the plan and (through data.language.seed) the data."""
     model: ModelConfig
     data: DataConfig

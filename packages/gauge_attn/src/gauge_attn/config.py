@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from lab_shared.ranges import Count, NonNegative, Positive, Seed, Whole
+
 KappaMode = Literal["shared", "dim", "sqrt_dim", "standardised", "learnable"]
 SEED_SPEC = "5x0e+3x1e+1x2e"
 
@@ -18,8 +20,8 @@ class ModelConfig:
     equivariant transformer block. gpt: the dot-product baseline."""
     spec: str = SEED_SPEC
     """Attention heads as irreps: 5x0e is five scalar heads, 1x2e one head of dimension five."""
-    layers: int = 1
-    kappa: float = 0.43
+    layers: Count = 1
+    kappa: Positive = 0.43
     """Base temperature of softmax(-KL / kappa)."""
     kappa_mode: KappaMode = "shared"
     """kappa of a head of dimension d. shared: kappa. dim: kappa d. sqrt_dim: kappa sqrt(d). standardised: kappa times
@@ -28,9 +30,9 @@ class ModelConfig:
     """A token does not attend to itself (the first one must)."""
     frames: Literal["learned", "frozen"] = "learned"
     """frozen: phi = 0 for good, so that transport is the identity."""
-    frame_std: float = 0.1
+    frame_std: NonNegative = 0.1
     """Std of phi (rad) per component at the start."""
-    mean_std: float | None = None
+    mean_std: NonNegative | None = None
     """Std of the means at the start; None is sqrt(kappa), so that the KL per dimension starts near kappa."""
 
     positions: Literal["learned", "none"] = "learned"
@@ -49,16 +51,16 @@ class ModelConfig:
     """dense: transported covariances whole, or their diagonal only, as the original did."""
     exponential: Literal["exact", "taylor4"] = "exact"
     """dense: the matrix exponential of a frame, or four terms of its series, as the original did."""
-    curvature: float = 0.0
+    curvature: NonNegative = 0.0
     """dense: strength c of exp(c phi_i x phi_j) between the frames of i and j; 0 is the flat connection."""
 
-    scalars: int = 48
+    scalars: Count = 48
     """practical: scalar channels of the residual stream."""
-    copies: int = 4
+    copies: Count = 4
     """practical: channels of every l > 0 head's type in the residual stream, per head."""
-    hidden: int = 96
+    hidden: Count = 96
     """practical: hidden width of the gated MLP."""
-    value_scalars: int = 8
+    value_scalars: Count = 8
     """practical: scalars that a head carries beside a vector of its own type."""
     rope: bool = True
     """practical: gauge RoPE on heads of l > 0."""
@@ -68,9 +70,9 @@ class ModelConfig:
     """practical: number format of attention. bf16x3: features split into bf16 head and tail, and weights rounded to
     bf16 as in any model trained in it; for GPUs, which have tensor cores for it and none for float32."""
 
-    d_model: int = 64
+    d_model: Count = 64
     """gpt: width."""
-    heads: int = 4
+    heads: Count = 4
     """gpt: attention heads."""
 
 
@@ -80,26 +82,26 @@ class OptimConfig:
 
     optimizer: Literal["adamw", "muon"] = "adamw"
     """muon: Muon for hidden matrices, AdamW for the rest."""
-    mean_lr: float = 0.02
+    mean_lr: Positive = 0.02
     """Means of beliefs and position vectors."""
-    sigma_lr: float = 0.005
+    sigma_lr: Positive = 0.005
     """Log variances."""
-    phi_lr: float = 0.02
+    phi_lr: Positive = 0.02
     """Frames."""
-    kappa_lr: float = 0.01
+    kappa_lr: Positive = 0.01
     """Log temperatures and log ALiBi slopes."""
-    lr: float = 3e-3
+    lr: Positive = 3e-3
     """Hidden matrices (under AdamW), gains and biases, token embeddings of practical and gpt."""
-    muon_lr: float = 0.02
-    readout_lr: float = 0.01
-    weight_decay: float = 0.01
+    muon_lr: Positive = 0.02
+    readout_lr: Positive = 0.01
+    weight_decay: NonNegative = 0.01
     """On hidden matrices and the readout only."""
-    clip: float = 1.0
+    clip: Positive = 1.0
     """Gradient-norm limit."""
     schedule: Literal["constant", "cosine", "wsd"] = "cosine"
-    warmup: int = 25
+    warmup: Whole = 25
     """Steps."""
-    alignment: float = 0.0
+    alignment: NonNegative = 0.0
     """Weight of the alignment loss sum_j beta_ij KL_ij, a mean over heads, layers and batch."""
     alignment_reduction: Literal["none", "mean", "sum"] = "mean"
     """Over the N queries of a window. sum is the original's, N times the weight of mean; none leaves it out."""
@@ -113,17 +115,17 @@ class DataConfig:
     """Where wikitext-2 and tinyshakespeare lie or are downloaded to; None is $GAUGE_ATTN_DATA, then data/gauge_attn."""
     tokenizer: Literal["byte", "bpe", "word"] = "byte"
     """How text is cut; byte has 256 symbols."""
-    vocab: int = 2048
+    vocab: Count = 2048
     """Symbols of bpe and word."""
     split: Literal["contiguous", "documents"] = "contiguous"
     """90/5/5 for training, validation and test: in stretches of the text, or of whole documents."""
-    window: int = 64
+    window: Count = 64
     """Tokens that the model sees at once, N."""
-    batch: int = 24
+    batch: Count = 24
     """Windows of a step, over all processes."""
-    keys: int = 16
+    keys: Count = 16
     """induction: distinct keys, and as many values."""
-    val_windows: int = 512
+    val_windows: Count = 512
     """induction: held-out windows."""
 
 
@@ -134,15 +136,15 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    steps: int = 1000
+    steps: Count = 1000
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast type of projections and readout; auto is bfloat16 on a GPU. KL logits stay in float32."""
     compile: bool | None = None
     """torch.compile the model; None compiles on a GPU for runs of 2000 steps or more."""
-    seed: int = 0
-    log_every: int = 20
-    checkpoint_every: int = 500
-    eval_every: int = 200
+    seed: Seed = 0
+    log_every: Count = 20
+    checkpoint_every: Count = 500
+    eval_every: Count = 200
     """Steps between looks at the validation split and at the attention."""
     wandb: Literal["offline", "online", "disabled"] = "offline"
     """Mirror of the metrics; the record is metrics.jsonl in the run folder."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from lab_shared.ranges import Count, Decay, Dropout, NonNegative, Positive, Seed, Share, Whole
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -16,25 +18,25 @@ class ModelConfig:
     `layers` layers each; of the options of the features only `features` = seed applies."""
     features: Literal["seed", "summary"] = "seed"
     """seed: [x, y, z, n, t1, q1, a1, ..., tK, qK, aK]. summary: aggregates per DOM relative to the event."""
-    slots: int = 16
+    slots: Count = 16
     """K, the pulses per DOM in seed features."""
     empty: Literal["marker", "zero"] = "marker"
     """What fills absent pulse slots: values no real pulse has, or zeros as in the seed (which real pulses have)."""
     input: Literal["none", "linear", "mlp"] = "linear"
     """Projection of the features to d_model; none pads them with zeros."""
-    d_model: int = 128
-    d_hidden: int = 256
-    layers: int = 4
-    heads: int = 8
-    head_hidden: int = 128
+    d_model: Count = 128
+    d_hidden: Count = 256
+    layers: Count = 4
+    heads: Count = 8
+    head_hidden: Count = 128
     """Hidden width of the direction head."""
-    dropout: float = 0.0
+    dropout: Dropout = 0.0
     """Dropout on attention output (the seed used 0.1 on attention weights)."""
-    dom_cap: int | None = None
+    dom_cap: Count | None = None
     """Keep at most this many DOMs per event; None keeps all (the seed kept 128)."""
     dom_select: Literal["earliest", "hlc"] = "hlc"
     """Which DOMs survive dom_cap: the earliest, or those with HLC pulses first and then the brightest."""
-    max_batch_size: int | None = None
+    max_batch_size: Count | None = None
     """hierarchical: T1 works on at most this many sequences of 512 pulses at once, which bounds its memory; None
     takes a batch whole, which is faster."""
     checkpoint: bool = False
@@ -43,7 +45,7 @@ class ModelConfig:
     """v2 only. rms: RMSNorm of the projected features, as in the seed; with input = none that rescales a DOM's
     coordinates by how many of its slots are filled. none: no such norm; with input = none one column of the padding
     holds 1, against which the norms inside the blocks keep absolute values."""
-    fourier: int = 0
+    fourier: Whole = 0
     """Sines and cosines of x, y, z, first time and first charge at so many wavelengths beside the features; 0: none."""
     aggregates: bool = False
     """Per-DOM summaries relative to the event (those of features = summary) beside seed features."""
@@ -51,7 +53,7 @@ class ModelConfig:
     """Scattering and absorption length of the ice at the DOM, and its quantum efficiency, beside the features."""
     interval: bool = False
     """Attention scores learn from the space-time interval (c_ice dt)^2 - dx^2 between two DOMs."""
-    head_mixture: int = 1
+    head_mixture: Count = 1
     """Von Mises-Fisher components of the answer; more than 1 needs optim.vmf_weight."""
 
 
@@ -59,23 +61,23 @@ class ModelConfig:
 class OptimConfig:
     optimizer: Literal["adamw", "muon"] = "adamw"
     """muon: Muon for hidden matrices, AdamW for the rest."""
-    lr: float = 3e-4
+    lr: Positive = 3e-4
     """Peak AdamW learning rate."""
-    muon_lr: float = 0.02
+    muon_lr: Positive = 0.02
     """Peak Muon learning rate."""
-    weight_decay: float = 0.01
-    clip: float = 1.0
+    weight_decay: NonNegative = 0.01
+    clip: Positive = 1.0
     """Gradient-norm limit."""
     schedule: Literal["constant", "cosine", "one_cycle", "wsd"] = "cosine"
-    warmup: float = 0.05
+    warmup: Share = 0.05
     """Warm-up as a fraction of all steps."""
-    vmf_weight: float = 0.0
+    vmf_weight: NonNegative = 0.0
     """Weight of the von Mises-Fisher negative log-likelihood (kappa = length of the output vector)."""
-    angle_weight: float = 1.0
+    angle_weight: NonNegative = 1.0
     """Weight of the opening angle in radians."""
     rotate: bool = False
     """Rotate each training event about the vertical axis by a random angle."""
-    ema: float = 0.0
+    ema: Decay = 0.0
     """Decay per step of the moving average of the weights that evaluation uses; 0 uses the weights themselves."""
 
 
@@ -90,9 +92,9 @@ class DataConfig:
     """Folder of the binary event store; None derives one under `store` from the data folder."""
     geometry: str | None = None
     """A sensor_geometry.csv that replaces the one in the data folder or the built-in array."""
-    train_events: int | None = None
+    train_events: Count | None = None
     """Use at most this many training events. With simulated data: how many to simulate."""
-    val_events: int = 20_000
+    val_events: Count = 20_000
     """Held-out events; taken from the end of the event list, disjoint by event id."""
 
 
@@ -103,26 +105,26 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    epochs: float = 10.0
+    epochs: Positive = 10.0
     """Passes over the training events."""
-    tokens_per_batch: int | None = None
+    tokens_per_batch: Count | None = None
     """Tokens (CLS + DOMs) of one step on one process; None is 4,096 on a CPU (5,161
     without dom_cap, for the largest possible event) and 262,144 on a GPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast type of the forward pass; auto is bfloat16 on a GPU and float32 on a CPU."""
     compile: bool | None = None
     """torch.compile the model; None compiles on a GPU only."""
-    tta: int = 1
+    tta: Count = 1
     """Rotations about the vertical axis, evenly spaced, over which a prediction is averaged."""
-    oracle: int | None = None
+    oracle: Whole | None = None
     """Held-out simulated events whose direction the simulator's own likelihood is asked for, as the limit in the
     result table; None: 5,000 on a GPU, none on a CPU."""
-    seed: int = 0
-    log_every: int = 20
+    seed: Seed = 0
+    log_every: Count = 20
     """Steps between log lines."""
-    checkpoint_every: int = 500
+    checkpoint_every: Count = 500
     """Steps between checkpoints."""
-    eval_every: int = 500
+    eval_every: Count = 500
     """Steps between looks at the held-out set."""
     wandb: Literal["offline", "online", "disabled"] = "offline"
     """Mirror of the metrics; the record is metrics.jsonl in the run folder."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from lab_shared.ranges import Count, Decay, Dropout, NonNegative, Positive, Seed, Share, Whole
+
 ZEROS = 2_001_052
 """Zeros of the seed's table: those with ordinate below 1,132,490.66."""
 
@@ -16,15 +18,15 @@ class ModelConfig:
     memory: Literal["none", "prefix", "postfix"] = "none"
     """prefix: slots before the data, which they cannot see (E1, E2). postfix: slots behind the data, which they see,
     and the only thing the prediction is read from (E3 to E5)."""
-    context: int = 256
+    context: Count = 256
     """Spacings in a full context."""
-    d_model: int = 256
-    layers: int = 6
-    heads: int = 8
-    mlp_ratio: int = 4
-    dropout: float = 0.1
+    d_model: Count = 256
+    layers: Count = 6
+    heads: Count = 8
+    mlp_ratio: Count = 4
+    dropout: Dropout = 0.1
     """Dropout on the embedded spacings and on what each attention and MLP adds to the residual stream."""
-    attention_dropout: float = 0.0
+    attention_dropout: Dropout = 0.0
     """Dropout of attention weights."""
     pos: Literal["learned", "rope"] = "learned"
     """learned: absolute position embeddings (the seed). rope: rotary queries and keys by the index of the spacing."""
@@ -34,30 +36,30 @@ class ModelConfig:
     """prime_rotary: values turn with gamma log q for prime powers q, so that a head forms tapered Landau sums."""
     frequencies: Literal["prime_powers", "shuffled", "random", "composite", "even"] = "prime_powers"
     """What takes the place of log q in prime_rotary; all but prime_powers are controls (see models/rotary.py)."""
-    frequency_seed: int = 0
+    frequency_seed: Seed = 0
     """Of shuffled and random."""
-    frequency_top: float | None = None
+    frequency_top: Positive | None = None
     """Largest frequency of random and even; None takes that of as many prime powers."""
     height: Literal["true", "frozen"] = "true"
     """frozen: control; the model is told one constant height, and gamma is rebuilt from the spacings at that height."""
     mixture: Literal["gaussian", "lognormal"] = "gaussian"
     """gaussian: parity with the seed, puts some mass below zero. lognormal: positive spacings only."""
-    components: int = 8
-    sigma_floor: float = 1e-4
+    components: Count = 8
+    sigma_floor: Positive = 1e-4
     """Smallest scale of a component."""
     head_init: Literal["zero", "spread"] = "zero"
     """Biases of the mixture head: zero as in the seed, or components spread over the spacings' range."""
     block_norm: bool = False
     """Standardise inputs by the running mean and standard deviation of the window so far."""
 
-    n_memory: int = 8
+    n_memory: Count = 8
     """Slots of a memory model."""
     slot_id_mode: Literal["fixed", "off", "permute_per_batch"] = "fixed"
     """Identity embedding of the slots: as learned, none, or dealt anew to the slots in every batch."""
     eval_slot_id_mode: Literal["same", "fixed", "off", "permute_per_batch"] = "same"
     """slot_id_mode outside training; permute_per_batch then uses permutations drawn from eval_perm_seed."""
-    eval_perm_seed: int = 0
-    eval_perm_average: int = 1
+    eval_perm_seed: Seed = 0
+    eval_perm_average: Count = 1
     """Outside training, average the predicted densities over this many permutations (with permute_per_batch)."""
     content_mode: Literal["normal", "zeroed"] = "normal"
     """zeroed: slots have no learned content of their own."""
@@ -67,13 +69,13 @@ class ModelConfig:
     """How a postfix model pools its slots."""
     causal_slots: bool = True
     """A slot sees itself and earlier slots; False: every slot of its group."""
-    readouts: int = 1
+    readouts: Count = 1
     """Groups of postfix slots, at contexts context/R, 2 context/R, ..., context. The data stream is computed once."""
     seed_slots: bool = False
     """Add the embedding of the last spacing in view to each postfix slot."""
-    slot_dropout: float = 0.0
+    slot_dropout: Dropout = 0.0
     """Probability that a slot is left out of the pooling of a window while training."""
-    norm_cap: float | None = None
+    norm_cap: Positive | None = None
     """Largest norm of a slot's content; longer ones are scaled down to it."""
     use_aux_loss: bool = False
     """Let memory slots also predict statistics of the window (mean squared error of z-scores; weights in loss)."""
@@ -83,52 +85,52 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    lr: float = 3e-4
+    lr: Positive = 3e-4
     """Peak learning rate."""
-    memory_lr: float = 0.3
+    memory_lr: NonNegative = 0.3
     """Factor on the learning rate of slot contents, identities and readout weights."""
-    weight_decay: float = 0.01
+    weight_decay: NonNegative = 0.01
     """On matrices only: not on biases, norms, embeddings and slots."""
-    beta2: float = 0.95
-    warmup: int = 0
+    beta2: Decay = 0.95
+    warmup: Whole = 0
     """Steps of linear warm-up."""
-    final: float = 0.1
+    final: Share = 0.1
     """The cosine ends at this fraction of the peak."""
-    clip: float = 1.0
+    clip: Positive = 1.0
     """Gradient-norm limit."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """muon: Muon for hidden matrices, AdamW for the rest."""
-    muon_lr: float = 0.02
-    ema: float = 0.0
+    muon_lr: Positive = 0.02
+    ema: Decay = 0.0
     """Evaluate and keep an average of the weights that decays by this factor a step (0.999, say); 0: the weights."""
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    entropy_weight: float = 0.0
+    entropy_weight: NonNegative = 0.0
     """Bonus for the entropy of the mixture weights, in nats."""
     aux_mode: Literal["mean", "diagonal"] = "mean"
     """mean: the average of all slots' predictions. diagonal: slot i predicts statistic i only."""
-    aux_weight: tuple[float, float] = (1e-3, 1e-2)
+    aux_weight: tuple[NonNegative, NonNegative] = (1e-3, 1e-2)
     """Weights at the ends of the two linear ramps, which start at 0."""
-    aux_ramp: tuple[int, int] = (500, 3000)
+    aux_ramp: tuple[Whole, Whole] = (500, 3000)
     """Steps at which the two ramps end."""
-    ortho_weight: tuple[float, float] = (0.0, 0.0)
+    ortho_weight: tuple[NonNegative, NonNegative] = (0.0, 0.0)
     """Weight of ||G - I||^2, G the cosines between slot contents, at the ends of two ramps."""
-    ortho_ramp: tuple[int, int] = (500, 5000)
-    drift_weight: float = 0.0
+    ortho_ramp: tuple[Whole, Whole] = (500, 5000)
+    drift_weight: NonNegative = 0.0
     """Weight of the rollout loss: |cumulated error| of mean predictions fed back, later steps counting more."""
-    drift_every: int = 20
-    drift_horizon: int = 10
-    drift_batch: int = 16
-    drift_context: int = 10
+    drift_every: Count = 20
+    drift_horizon: Count = 10
+    drift_batch: Count = 16
+    drift_context: Count = 10
 
 
 @dataclass(frozen=True)
 class DataConfig:
     source: Literal["zeta", "shuffled", "gue"] = "zeta"
     """shuffled: the zeta spacings in random order (nothing to learn but the marginal). gue: random matrices."""
-    zeros: int = ZEROS
+    zeros: Count = ZEROS
     """How many zeros, from the first; of GUE eigenvalues, how many spacings."""
     file: str | None = None
     """A table written by `rh-memory zeros` or `import`; None computes the zeros, or reads those computed before."""
@@ -140,7 +142,7 @@ class DataConfig:
     """rows: only the seed's non-overlapping rows of 256 spacings."""
     mirror: bool = False
     """Read every other training window (drawn at random) downwards, as the zeros at -gamma follow each other."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the shuffle and of the random matrices."""
 
 
@@ -152,25 +154,25 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    steps: int = 20_000
-    batch_size: int = 512
+    steps: Count = 20_000
+    batch_size: Count = 512
     """Windows of one step, over all processes."""
-    perm_warmup_steps: int = 0
+    perm_warmup_steps: Whole = 0
     """Steps with fixed slot identities before permute_per_batch begins."""
     early_stop: bool = False
     """Stop when the validation loss has not improved for `patience` steps, and keep the best weights."""
-    patience: int = 10_000
-    eval_every: int = 500
+    patience: Count = 10_000
+    eval_every: Count = 500
     """Steps between looks at the validation windows."""
-    eval_windows: int = 4096
+    eval_windows: Count = 4096
     """Validation windows of each look, evenly spaced and the same every time."""
     use_amp: bool | None = None
     """bfloat16 autocast; None uses it on a GPU only."""
     compile: bool | None = None
     """torch.compile the training step; None compiles on a GPU only."""
-    seed: int = 0
-    log_every: int = 20
-    checkpoint_every: int = 1000
+    seed: Seed = 0
+    log_every: Count = 20
+    checkpoint_every: Count = 1000
     wandb: Literal["offline", "online", "disabled"] = "offline"
     """Mirror of the metrics; the record is metrics.jsonl in the run folder."""
 
