@@ -3,20 +3,22 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from lab_shared.ranges import Count, Positive, Seed
+
 
 @dataclass(frozen=True)
 class TrainConfig:
-    letters: int = 10
-    length: int = 16
+    letters: Count = 10
+    length: Count = 16
     """Letters of a line."""
-    width: int = 32
+    width: Count = 32
     positions: bool = True
     """Whether the head can tell positions apart."""
-    lr: float = 1e-2
-    steps: int = 120
-    batch: int = 64
+    lr: Positive = 1e-2
+    steps: Count = 120
+    batch: Count = 64
     """Lines of a step, on each process."""
-    seed: int = 0
+    seed: Seed = 0
     wandb: Literal["offline", "online", "disabled"] = "disabled"
 
 
