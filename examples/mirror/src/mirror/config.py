@@ -10,7 +10,6 @@ from lab_shared.ranges import Count, Positive, Seed
 class TrainConfig:
     letters: Count = 10
     length: Count = 16
-    """Letters of a line."""
     width: Count = 32
     positions: bool = True
     """Whether the head can tell positions apart."""
