@@ -1,11 +1,13 @@
 """lab_shared.command: exit codes and what people read."""
 
 import argparse
+import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-from lab_shared.command import engine_flags, positive_int, run_command
+from lab_shared.command import engine_flags, engine_options, positive_int, print_result, run_command
 from lab_shared.errors import UserError
 
 
@@ -54,3 +56,22 @@ def test_a_share_is_a_positive_finite_number(text, capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["--gpus-per-job", text])
     assert f"argument --gpus-per-job: {text} is not a positive number" in capsys.readouterr().err
+
+
+def test_a_clusters_address_needs_the_engine():
+    parser = argparse.ArgumentParser()
+    engine_flags(parser)
+    assert engine_options(parser.parse_args(["--engine", "ray", "--address", "h:1"]))["address"] == "h:1"
+    with pytest.raises(UserError, match="--address h:1 is that of a Ray cluster: add --engine ray"):
+        engine_options(parser.parse_args(["--address", "h:1"]))
+
+
+def test_what_is_printed_as_json_is_json(capsys):
+    print_result(
+        {"text": "for people", "values": np.array([1.5, np.nan]), "bound": float("inf"), "n": np.int64(3)}, True
+    )
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "values": [1.5, None],
+        "bound": None,
+        "n": 3,
+    }

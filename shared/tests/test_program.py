@@ -69,7 +69,7 @@ def test_train_words_are_told_apart(argv, name, fields, given):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["train", "quik"], "no preset 'quik'; there are quick, long"),
+        (["train", "quik"], "no preset 'quik' (did you mean 'quick'?); there are quick, long"),
         (["train", "--resume", "run", "--steps", "3"], "--resume takes no other option"),
         (["train", "quick", "--resume", "run"], "--resume takes no other option"),
         (["train", "--resume", "run", "--dry-run"], "--resume takes no other option"),

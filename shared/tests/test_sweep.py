@@ -97,7 +97,31 @@ def test_a_killed_worker_is_started_again_as_often_as_asked(calls, tmp_path):
 
 def test_results_of_other_arguments_are_not_taken_for_these(calls, tmp_path):
     run_jobs([Job("s", calls.square, {"x": 1})], tmp_path)
-    with pytest.raises(UserError, match="other arguments"):
+    with pytest.raises(UserError, match=r"holds the result of other arguments \(x is 1 there, not 2\)"):
+        run_jobs([Job("s", calls.square, {"x": 2})], tmp_path)
+    with pytest.raises(UserError, match=r"\(it is of .*:square, not .*:fail\)"):
+        run_jobs([Job("s", calls.fail, {"x": 1})], tmp_path)
+
+
+def test_only_the_arguments_that_differ_are_named(calls, tmp_path):
+    old = {"x": 1, "config": {"optim": {"lr": 0.1, "ema": 0.9}, "steps": 2, "seed": 0, "gone": None}}
+    new = {"x": 1, "config": {"optim": {"lr": 0.2, "ema": 0.9}, "steps": 3, "seed": 1, "more": [1]}}
+    (tmp_path / "s").mkdir()
+    done = {"call": Job("s", calls.square).target, "kwargs": old, "summary": {}}
+    (tmp_path / "s/result.json").write_text(json.dumps(done))
+    with pytest.raises(UserError) as caught:
+        run_jobs([Job("s", calls.square, new)], tmp_path)
+    assert (
+        "(config.optim.lr is 0.1 there, not 0.2, config.steps is 2 there, not 3, config.seed is 0 there, not 1 and 2 more)"
+        in str(caught.value)
+    )
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"call": "a:b", "kwargs": [], "summary": {}}', "\0"])
+def test_a_damaged_result_is_named(calls, tmp_path, text):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/result.json").write_text(text)
+    with pytest.raises(UserError, match=f"result.json is no result of a job: delete {tmp_path / 's'} to run it again"):
         run_jobs([Job("s", calls.square, {"x": 2})], tmp_path)
 
 

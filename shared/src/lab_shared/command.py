@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 from lab_shared.allocator import keep_freed_memory
 from lab_shared.completion import SHELLS, completion
 from lab_shared.errors import UserError, needs
-from lab_shared.files import atomic_write, make_folder
+from lab_shared.files import atomic_write, json_text, make_folder
 
 
 class Program:
@@ -142,8 +141,11 @@ def engine_flags(parser: argparse.ArgumentParser) -> None:
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `engine_flags` read, as the keywords of `run_jobs`.
 
-    Raises UserError where the command makes jobs only with --shards, and an engine is named without.
+    Raises UserError where the command makes jobs only with --shards, and an engine is named without, and for the
+    address of a cluster without --engine ray.
     """
+    if args.address is not None and args.engine != "ray":
+        raise UserError(f"--address {args.address} is that of a Ray cluster: add --engine ray, or leave it out")
     if getattr(args, "shards", 1) is None and args.engine != "local":
         raise UserError(f"--engine {args.engine} runs jobs: say how many with --shards N")
     return {name: getattr(args, name) for name in ("engine", "address", "workers", "gpus_per_job")}
@@ -162,14 +164,14 @@ def dry_run_flag(parser: argparse.ArgumentParser, *names: str) -> None:
 def print_result(result: dict[str, Any], as_json: bool) -> None:
     """Print what a command found: result["text"], or all the rest as one JSON object."""
     found = {name: value for name, value in result.items() if name != "text"}
-    print(json.dumps(found) if as_json else result["text"])
+    print(json_text(found) if as_json else result["text"])
 
 
 def write_record(path: Path | None, record: Any) -> None:
     """Write what a command measured as JSON, where --out says so. Raises StorageError."""
     if path is not None:
         make_folder(path.parent)
-        atomic_write(path, json.dumps(record, indent=1) + "\n")
+        atomic_write(path, json_text(record, indent=1) + "\n")
 
 
 def job_list(names: Sequence[str], folder: Path) -> str:

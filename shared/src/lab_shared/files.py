@@ -1,10 +1,13 @@
-"""Files that are either the old version or the new one, never half of each."""
+"""Files that are either the old version or the new one, never half of each; and JSON that every reader takes."""
 
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 from pathlib import Path
+from typing import Any
 
 from lab_shared.errors import UserError
 
@@ -57,6 +60,21 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)  # give a full disk its space back
         raise storage_error(path, error) from error
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Strict JSON: tensors and numpy arrays as numbers and lists of them, numbers that are not finite as null."""
+    return json.dumps(_plain(value), indent=indent, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(x) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(x) for x in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sync_folder(path: Path) -> None:

@@ -108,7 +108,8 @@ class FiniteGuard:
     def _guilty_ids(self, step: int) -> list[Any]:
         """Ids of the ranks whose own loss was bad at `step`; of all if only their common gradient was."""
         ids = next((ids for s, ids in self._ids if s == step), None)
-        listed = [] if ids is None else ids.tolist() if hasattr(ids, "tolist") else list(ids)
+        ids = [] if ids is None else [ids] if isinstance(ids, str) else ids
+        listed = ids.tolist() if hasattr(ids, "tolist") else list(ids)
         mine = (bool(self._first_bad[0] == step), listed)
         ranks = [mine] * self._dist.world
         if self._dist.world > 1:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import shlex
 import time
@@ -28,7 +27,7 @@ from typing import Any, TypeVar
 from lab_shared.config import read_config, to_json
 from lab_shared.dist import Dist, elastic_job
 from lab_shared.errors import UserError
-from lab_shared.files import atomic_write, make_folder, storage_error
+from lab_shared.files import atomic_write, json_text, make_folder, storage_error
 from lab_shared.progress import Progress
 from lab_shared.run_folder import RunError, closed_on_error, lock_folder, on_rank_0, read_manifest, record_session
 from lab_shared.wandb_mirror import WandbMode, start_mirror
@@ -109,7 +108,7 @@ class Run:
                     command = resume_command.format(path=shlex.quote(str(path)))
                     raise RunError(f"{path} already holds a run ({taken[0]}): go on with `{command}` or choose another")
                 session = record_session(path, seed, dist, "dirty.diff")
-                atomic_write(path / "manifest.json", _to_text({**facts, **session, "resumes": []}))
+                atomic_write(path / "manifest.json", json_text({**facts, **session, "resumes": []}, indent=2) + "\n")
                 atomic_write(path / "config.json", text)  # last: with it the folder is a run
                 return lock
 
@@ -152,7 +151,7 @@ class Run:
         if self._metrics is None:
             return
         record = {"step": step, "time": round(self.elapsed, 3), "split": split, **metrics}
-        line = (json.dumps(_plain(record), allow_nan=False) + "\n").encode()
+        line = (json_text(record) + "\n").encode()
         try:
             if self._metrics.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -193,7 +192,7 @@ class Run:
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "elapsed_s": round(self.elapsed, 3),
             }
-            atomic_write(self.path / "DONE.json", _to_text({**done, "summary": summary}))
+            atomic_write(self.path / "DONE.json", json_text({**done, "summary": summary}, indent=2) + "\n")
         self.close()
 
     def close(self) -> None:
@@ -237,21 +236,6 @@ def _parse(line: str) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and type(record.get("step")) is int and "split" in record else None
 
 
-def _plain(value: Any) -> Any:
-    """`value` with tensors and numpy scalars as numbers and non-finite numbers as None (JSON has no NaN)."""
-    if isinstance(value, dict):
-        return {str(key): _plain(x) for key, x in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(x) for x in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _to_text(value: Any) -> str:
-    return json.dumps(_plain(value), indent=2, allow_nan=False) + "\n"
-
-
 def _open_folder(path: Path, dist: Dist | None) -> int:
     """Lock the run in `path` and note in its manifest that it goes on; the lock."""
     if not (path / "config.json").is_file() or not (path / "manifest.json").is_file():
@@ -260,7 +244,7 @@ def _open_folder(path: Path, dist: Dist | None) -> int:
         facts = read_manifest(path)
         diff_name = f"dirty.resume{len(facts['resumes']) + 1}.diff"
         facts["resumes"].append(record_session(path, facts["seed"], dist, diff_name))
-        atomic_write(path / "manifest.json", _to_text(facts))
+        atomic_write(path / "manifest.json", json_text(facts, indent=2) + "\n")
         return lock
 
 

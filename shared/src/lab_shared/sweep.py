@@ -31,6 +31,7 @@ from lab_shared.files import atomic_write, make_folder
 
 Engine = Literal["local", "ray"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
+_ABSENT: Any = object()
 
 
 @dataclass(frozen=True)
@@ -180,14 +181,31 @@ def _summary_if_done(folder: Path, target: str, kwargs: Mapping[str, Any]) -> di
     file = folder / "result.json"
     if not file.exists():
         return None
-    done = json.loads(file.read_text())
-    if (done["call"], done["kwargs"]) != (target, json.loads(json.dumps(dict(kwargs)))):
+    try:
+        done = json.loads(file.read_text(encoding="utf-8"))
+        call, found, summary = done["call"], done["kwargs"], done["summary"]
+        if not isinstance(found, dict) or not isinstance(summary, dict):
+            raise TypeError("no objects")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is no result of a job: delete {folder} to run it again") from error
+    asked = json.loads(json.dumps(dict(kwargs)))
+    if (call, found) != (target, asked):
+        other = _differences(found, asked) if call == target else [f"it is of {call}, not {target}"]
+        shown = ", ".join(other[:3]) + (f" and {len(other) - 3} more" if len(other) > 3 else "")
         raise UserError(
-            f"{folder} holds the result of other arguments ({done['kwargs']}, asked: {dict(kwargs)}): "
-            "choose another folder, or delete that one"
+            f"{folder} holds the result of other arguments ({shown}): choose another folder, or delete that one"
         )
-    summary: dict[str, Any] = done["summary"]
     return summary
+
+
+def _differences(found: Any, asked: Any, path: str = "") -> list[str]:
+    """What differs between two values of JSON: "config.steps is 2 there, not 3"."""
+    if not (isinstance(found, dict) and isinstance(asked, dict)):
+        there, here = ("nothing" if x is _ABSENT else json.dumps(x) for x in (found, asked))
+        return [] if found == asked else [f"{path} is {there:.60} there, not {here:.60}"]
+    keys = [*asked, *(key for key in found if key not in asked)]
+    pairs = ((f"{path}.{key}".lstrip("."), found.get(key, _ABSENT), asked.get(key, _ABSENT)) for key in keys)
+    return [line for name, old, new in pairs for line in _differences(old, new, name)]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ mine train --resume RUN
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -81,7 +82,9 @@ def train_words(
     chosen = words[0] if words and not words[0].startswith("-") else None
     args, fields = parser.parse_known_args(words[1:] if chosen else list(words))
     if chosen is not None and chosen not in presets:
-        parser.error(f"no {name.lower()} {chosen!r}; there are {', '.join(presets)}")
+        near = difflib.get_close_matches(chosen, presets, n=1)
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        parser.error(f"no {name.lower()} {chosen!r}{meant}; there are {', '.join(presets)}")
     if args.help:
         if chosen is None:
             parser.print_help()
