@@ -53,9 +53,11 @@ def test_theory_as_json(capsys):
     assert {row["d"] for row in rows} == {1, 3, 5, 7, 9}
 
 
-def test_grid_list(capsys):
-    assert main(["grid", "h7", "--list"]) == 0
-    assert capsys.readouterr().out.split() == [f"{c}-seed={s}" for c in ("learned", "frozen") for s in range(3)]
+def test_grid_list(capsys, tmp_path):
+    assert main(["grid", "h7", "--list", "--out", str(tmp_path)]) == 0
+    *names, last = capsys.readouterr().out.splitlines()
+    assert names == [f"{c}-seed={s}" for c in ("learned", "frozen") for s in range(3)]
+    assert last == f"6 to run, 0 done, in {tmp_path / 'runs'}"
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -53,6 +53,8 @@ def test_low_spin_claim_is_decided_by_the_interval():
     assert status(sharp([0.03, 0.031, 0.032]), "cannot be sharp") == HOLDS
     assert status(sharp([0.09, 0.12, 0.10]), "cannot be sharp") == UNDECIDED
     assert status(sharp([0.12]), "cannot be sharp") == UNDECIDED  # one seed decides nothing
+    scattered = [run("other", i, row_std=(0.02, v)) for i, v in enumerate([0.02, 0.09, 0.14])]
+    assert status(sharp([0.03, 0.031, 0.032]) + scattered, "cannot be sharp") == UNDECIDED
 
 
 def test_differences_need_an_interval_without_zero():
@@ -74,6 +76,20 @@ def test_order_that_noise_reproduces_is_no_capacity():
 
     assert status(seed_c([0.035, 0.036, 0.034]), "capacity") == FAILS
     assert status(seed_c([0.070, 0.071, 0.072]), "capacity") == HOLDS
+    assert status(seed_c([0.030, 0.060, 0.070]), "capacity") == UNDECIDED
+
+
+def test_four_taylor_terms_that_change_nothing_decide_nothing():
+    def pair(l1, l2):
+        changed = [
+            run("taylor4", i, row_std=(0.03, 0.04 + a, 0.05 + b)) for i, (a, b) in enumerate(zip(l1, l2, strict=True))
+        ]
+        return changed + [run("exact", i, row_std=(0.03, 0.04, 0.05)) for i in range(3)]
+
+    none, some = [0.001, -0.001, 0.0], [0.01, 0.011, 0.012]
+    assert status(pair(none, some), "H4") == HOLDS
+    assert status(pair(some, some), "H4") == FAILS
+    assert status(pair(none, none), "H4") == UNDECIDED
 
 
 def test_closed_form_is_held_to_ten_percent():

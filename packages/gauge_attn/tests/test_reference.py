@@ -93,3 +93,10 @@ def test_transport_of_pairs_includes_the_flat_one_and_curvature(beliefs):
     assert (dense_kl_attention(x.mu, x.sigma, None, 0.5, transport=bent).mean - same.mean).abs().max() > 0.1
     with pytest.raises(ValueError, match="no cache"):
         dense_kl_attention(x.mu, x.sigma, x.frames, 0.5, cache=object())
+
+
+def test_a_misspelt_option_is_no_option(beliefs):
+    x = beliefs(1)
+    dense_kl_attention(x.mu, x.sigma, x.frames, 0.5, precision="fp32", return_lse=True)
+    with pytest.raises(TypeError, match="self_masks"):
+        dense_kl_attention(x.mu, x.sigma, x.frames, 0.5, self_masks=True)

@@ -147,6 +147,16 @@ def test_text_runs_keep_their_tokenizer(tmp_path, no_report):
     assert "bigram" in text
     result = json.loads((tmp_path / "run/evaluation.json").read_text())
     assert result["predictors"]["model"]["bits_per_byte"] > 0
+    assert evaluate_run(tmp_path / "run", split="valid", device="cpu")["loss"] == pytest.approx(result["loss"])
+    (tmp_path / "book.txt").write_text("the cat sat on the mat . the cat saw the dog .\n" * 60)
+    for again in (
+        lambda run: evaluate_run(run, split="valid", device="cpu"),
+        lambda run: diagnose_run(run, device="cpu"),
+        resume,
+        lambda run: train(config, run),
+    ):
+        with pytest.raises(UserError, match="not the text that"):
+            again(tmp_path / "run")
     (tmp_path / "book.txt").unlink()
     assert generate_text(tmp_path / "run", "the cat", n_tokens=3, temperature=0, device="cpu").startswith("the cat")
 

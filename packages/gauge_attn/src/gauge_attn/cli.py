@@ -20,6 +20,7 @@ from lab_shared.command import (
     positive_int,
     print_result,
 )
+from lab_shared.errors import UserError
 from lab_shared.train_command import TrainWords, add_train, chosen_config, dry_run_text
 
 from gauge_attn import __version__
@@ -121,7 +122,9 @@ def program() -> Program:
 
 def _train(parser: argparse.ArgumentParser, words: TrainWords) -> None:
     args, preset = words.args, words.name or DEFAULT_PRESET
-    config = chosen_config(PRESETS, preset, words.fields, parser.prog, data__data=args.data)
+    from gauge_attn.checks import checked
+
+    config = checked(chosen_config(PRESETS, preset, words.fields, parser.prog, data__data=args.data))
     if args.dry_run:
         data = config.data
         work = f"{config.steps:,} steps of {data.batch} windows of {data.window} tokens"
@@ -176,6 +179,8 @@ def _bench(args: argparse.Namespace) -> None:
     from lab_shared.runs import pick_device
 
     device = pick_device(args.device)
+    if args.models and (args.only or args.budget):
+        raise UserError("--only and --budget choose among the attention's sections: leave them out with --models")
     if args.models:
         from gauge_attn.speed import bench_models
 

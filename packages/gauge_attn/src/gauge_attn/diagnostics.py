@@ -100,10 +100,12 @@ def sharpness_of(p: Prepared, *, self_mask: bool = False) -> Sharpness:
     own = own.masked_fill(~first_N, -inf) if self_mask else own
     lse = torch.logaddexp(lse_others, own)
     others, itself = (lse_others - lse).exp(), (own - lse).exp()
-    square_others = (lse_others_half - 2 * lse).exp()
+    # Bounds that hold of themselves but for rounding, which logits of 1e15 and more leave nothing else of.
+    square_others = torch.minimum((lse_others_half - 2 * lse).exp(), others.square())
     participation = square_others + itself.square()
     averaged = others.unsqueeze(-1) * averaged + itself.unsqueeze(-1) * keys
-    entropy = lse + 0.5 * (query * averaged[..., :width]).sum(-1) / kappa_H1
+    entropy = (lse + 0.5 * (query * averaged[..., :width]).sum(-1) / kappa_H1).clamp_min(0)
+    entropy = torch.minimum(entropy, n_keys_N.log())
     variance = square_others / (n - 1) - (others / (n - 1)).square()
     row_std = variance.clamp_min(0).sqrt().mean((0, 2))
 

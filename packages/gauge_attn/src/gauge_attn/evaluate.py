@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -13,17 +14,20 @@ import numpy as np
 import torch
 from lab_shared.arrays import save_arrays
 from lab_shared.checkpoint import load_weights
+from lab_shared.errors import UserError
 from lab_shared.files import atomic_write
 from lab_shared.progress import Counter
 from lab_shared.runs import finished_run, pick_device
 from torch.nn import functional as F
 
+from gauge_attn.checks import checked_run
 from gauge_attn.config import TrainConfig
-from gauge_attn.data import IGNORED, Corpus, Windows, load_corpus, windows
+from gauge_attn.data import IGNORED, Corpus, Windows, load_corpus, same_text, windows
 from gauge_attn.data.induction import vocabulary
 from gauge_attn.data.tokenizers import Tokenizer
 from gauge_attn.measure import attention_maps, diversity_of, head_records, kl_std_per_head, lines
 from gauge_attn.models import GPT, Model, build_model
+from gauge_attn.printed import perplexity_text
 
 TOKENIZER = "tokenizer.json"
 DIAGNOSED = 8  # windows that sharpness is averaged over
@@ -42,6 +46,7 @@ def load_run(run_dir: Path, device: torch.device) -> tuple[TrainConfig, Model, T
     """Configuration, trained model in evaluation mode, and tokenizer (None for the generated language) of a run."""
     run_dir = Path(run_dir)
     config, weights = finished_run(run_dir, TrainConfig, "gauge-attn")
+    checked_run(run_dir, config)
     tokenizer = None
     if config.data.data != "induction":
         tokenizer = Tokenizer.read(run_dir / TOKENIZER)
@@ -107,14 +112,21 @@ def ablation_costs(model: Model, data: Windows, config: TrainConfig) -> list[dic
 
 
 def score(model: Model, corpus: Corpus, data: Windows, config: TrainConfig, split: str) -> dict[str, Any]:
-    """Loss, perplexity and bits on a split, each beside its yardsticks."""
+    """Loss, perplexity (None beyond the largest float) and bits on a split, each beside its yardsticks.
+
+    Raises UserError for a loss that is not finite.
+    """
     loss = mean_loss(model, data, config)
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the loss on the {split} split is {loss}: training went astray; start a new run with a lower learning rate"
+        )
     losses = {"model": loss} | corpus.yardsticks(split)
     per_token = corpus.bytes_per_token(split)
     rows = {
         name: {
             "loss": nats,
-            "perplexity": math.exp(nats),
+            "perplexity": _perplexity(nats),
             "bits_per_byte": None if per_token is None else nats / math.log(2) / per_token,
         }
         for name, nats in losses.items()
@@ -126,9 +138,14 @@ def score(model: Model, corpus: Corpus, data: Windows, config: TrainConfig, spli
         "n_tokens": int((data.target_WN != IGNORED).sum()),
         "parameters": sum(p.numel() for p in model.parameters()),
         "loss": loss,
-        "perplexity": math.exp(loss),
+        "perplexity": _perplexity(loss),
         "predictors": rows,
     }
+
+
+def _perplexity(nats: float) -> float | None:
+    """exp(nats); None where no float is as large."""
+    return math.exp(nats) if nats < math.log(sys.float_info.max) else None
 
 
 def diagnose(model: Model, data: Windows) -> dict[str, Any]:
@@ -166,10 +183,14 @@ def write_evaluation(
 
 
 def evaluate_run(run_dir: Path, *, split: str, device: str | None = None, ablation: bool = True) -> dict[str, Any]:
-    """The same for a run folder, without writing anything; the result carries its table under "text"."""
+    """The same for a run folder, without writing anything; the result carries its table under "text".
+
+    Raises UserError for no finished run, and where its text has changed since it was trained.
+    """
     where = pick_device(device)
     config, model, tokenizer = load_run(run_dir, where)
     corpus = load_corpus(config.data, tokenizer)
+    same_text(run_dir, corpus)
     data = windows(corpus, split, where, seed=config.seed)
     result = score(model, corpus, data, config, split) | {"diagnosis": diagnose(model, data)}
     result["ablation"] = ablation_costs(model, data, config) if ablation else []
@@ -180,7 +201,9 @@ def diagnose_run(run_dir: Path, *, device: str | None = None) -> dict[str, Any]:
     """`diagnose` for a run folder on its validation split; what is printed stands under "text"."""
     where = pick_device(device)
     config, model, tokenizer = load_run(run_dir, where)
-    result = diagnose(model, windows(load_corpus(config.data, tokenizer), "valid", where, seed=config.seed))
+    corpus = load_corpus(config.data, tokenizer)
+    same_text(run_dir, corpus)
+    result = diagnose(model, windows(corpus, "valid", where, seed=config.seed))
     return result | {"text": "\n".join(result["lines"])}
 
 
@@ -192,7 +215,7 @@ def table(result: dict[str, Any]) -> str:
     ]
     for name, row in result["predictors"].items():
         bits = "" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f}"
-        text.append(f"{name:10}{row['loss']:12.4f}{row['perplexity']:12.3f}{bits:>12}")
+        text.append(f"{name:10}{row['loss']:12.4f}{perplexity_text(row['perplexity']):>12}{bits:>12}")
     text += ["", *result["diagnosis"]["lines"]]
     if result["ablation"]:
         text += ["", "cost of a head in nats per token if its attention is made uniform, or it is removed:"]

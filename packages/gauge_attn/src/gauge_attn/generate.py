@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from gauge_attn.data.tokenizers import Tokenizer
 from gauge_attn.evaluate import autocast, load_run
 from gauge_attn.models import Faithful, Model
+
+_COLDEST = 1e-6  # below, float32 logits overflow
 
 
 @torch.no_grad()
@@ -47,12 +50,19 @@ def generate_text(
 ) -> str:
     """The prompt and its continuation as text.
 
-    Raises UserError for an empty prompt, a negative temperature, or one that the generated language does not have.
+    Raises UserError for an empty prompt, one that the generated language does not have, and a temperature or a seed
+    that cannot be drawn with.
     """
-    if temperature < 0:
-        raise UserError(f"--temperature {temperature}: give 0 (the likeliest token) or more")
+    if temperature != 0 and not _COLDEST <= temperature < math.inf:
+        raise UserError(f"--temperature {temperature:g}: give 0 (the likeliest token) or a number from {_COLDEST:g} up")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"--seed {seed}: give a whole number from 0 to {2**63 - 1}")
     where = pick_device(device)
     config, model, tokenizer = load_run(run_dir, where)
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:  # bytes of the command line that are no UTF-8
+        raise UserError(f"--prompt {prompt!r} is no UTF-8 text: {error.reason}") from error
     tokens = _read_pairs(prompt, config.data.keys) if tokenizer is None else tokenizer.encode(prompt).tolist()
     if not tokens:
         raise UserError("--prompt is empty: give at least one token to go on from")

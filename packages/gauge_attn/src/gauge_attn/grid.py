@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lab_shared.command import job_list
 from lab_shared.errors import UserError
 from lab_shared.files import atomic_write, make_folder
 
@@ -70,8 +71,8 @@ def run_grid(
             settings[job_name] = (cell, seed, config)
             jobs.append(Job(job_name, train_cell, {"config": asdict(replace(config, seed=seed))}))
     if only_list:
-        text = "\n".join(job.name for job in jobs)
-        return {"name": name, "folder": str(out), "runs": [job.name for job in jobs], "text": text}
+        names = [job.name for job in jobs]
+        return {"name": name, "folder": str(out), "runs": names, "text": job_list(names, out / "runs")}
     if only_done:
         summaries = finished(jobs, out / "runs")
         settings = {name: settings[name] for name in summaries}
@@ -98,12 +99,15 @@ def run_grid(
 
 
 def finished(jobs: Sequence[Job], folder: Path) -> dict[str, dict[str, Any]]:
-    """The summaries of the jobs that are done, by name."""
+    """The summaries of the jobs that are done, by name. Raises UserError for a damaged one, and if none is done."""
+    from lab_shared.report_files import read_object
+
     found: dict[str, dict[str, Any]] = {}
     for job in jobs:
         file = folder / job.name / "result.json"
         if file.is_file():
-            done = json.loads(file.read_text())
+            done = read_object(file, needed=("kwargs", "summary"))
+            assert done is not None
             if done["kwargs"] != json.loads(json.dumps(dict(job.kwargs))):
                 raise UserError(f"{file} is of other settings: repeat the options it was run with")
             found[job.name] = done["summary"]

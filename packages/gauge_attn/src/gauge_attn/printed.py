@@ -45,3 +45,8 @@ def diversity_line(values: Mapping[str, float]) -> str:
             f"{margin}row_std at N={n}: uniform {row_std_uniform(n):.4f} | one-hot {row_std_onehot(n):.4f}",
         ]
     )
+
+
+def perplexity_text(perplexity: float | None) -> str:
+    """`7.843`; None is more than a float holds."""
+    return "> 1e308" if perplexity is None else f"{perplexity:.3f}"

@@ -18,6 +18,8 @@ from gauge_attn.attention import column, with_rope
 from gauge_attn.gaussians import kl_divergence
 from gauge_attn.so3 import generators
 
+_WITHOUT_EFFECT = {"precision", "centre", "cache", "return_lse", "return_kl"}
+
 
 class DenseAttended(NamedTuple):
     """`attention.Attended`, all fields filled (the covariance unless mean_only), and the two matrices."""
@@ -56,8 +58,10 @@ def dense_kl_attention(
     sigma'_k = sum_l Omega_kl^2 sigma_l and the off-diagonal elements dropped; not gauge invariant, not even under
     one rotation for all. Then the covariance returned is diagonal too.
 
-    Raises ValueError for a cache and for diag_approx without variances.
+    Raises ValueError for a cache and for diag_approx without variances, TypeError for an option that there is not.
     """
+    if unknown := _options.keys() - _WITHOUT_EFFECT:
+        raise TypeError(f"dense_kl_attention has no option {min(unknown)!r}")
     if _options.get("cache") is not None:
         raise ValueError("the dense reference takes no cache; give it all tokens")
     d, n = mu.size(-1), mu.size(2)

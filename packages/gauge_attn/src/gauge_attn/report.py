@@ -6,28 +6,49 @@ Beside the page, figures/NAME.png and the numbers it shows as figures/NAME.csv.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lab_shared.arrays import load_arrays
 from lab_shared.errors import UserError
 from lab_shared.page import Page, Width
 from lab_shared.report_files import flat_rows, keep_figure, read_object
 
 from gauge_attn import figures
+from gauge_attn.printed import perplexity_text
 
 Columns = Mapping[str, Sequence[Any]]
 
 
 def write_report(folder: Path) -> Path:
-    """Write report.html into a run's or a grid's folder; returns its path. Raises UserError for any other folder."""
+    """Write report.html into a run's or a grid's folder; returns its path.
+
+    Raises UserError for any other folder, and for records that lack something or hold something else.
+    """
     folder = Path(folder)
     if (folder / "config.json").exists():
-        return _write_run_report(folder)
+        with _sound(folder / "evaluation.json", f"`gauge-attn train --resume {folder}` makes it anew"):
+            return _write_run_report(folder)
     if (folder / "results.json").exists():
-        return write_grid_report(folder)
+        with _sound(folder / "results.json", "`gauge-attn grid NAME --collect` with the grid's options makes it anew"):
+            return write_grid_report(folder)
     raise UserError(f"{folder} is neither a run (config.json) nor a grid (results.json)")
+
+
+@contextmanager
+def _sound(records: Path, way_out: str) -> Iterator[None]:
+    """Turn what a page trips over in records of another shape into a UserError about their file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{records} is not what this version writes ({type(error).__name__}: {error}): {way_out}"
+        ) from error
 
 
 def _write_run_report(folder: Path) -> Path:
@@ -36,6 +57,8 @@ def _write_run_report(folder: Path) -> Path:
     config = _read(folder / "config.json")
     if not (folder / "evaluation.json").exists():
         raise UserError(f"{folder} has no evaluation.json: finish it with `gauge-attn train --resume {folder}`")
+    if not (folder / "metrics.jsonl").exists():
+        raise UserError(f"{folder} has no metrics.jsonl: copy the whole run folder")
     result, metrics = _read(folder / "evaluation.json"), read_metrics(folder)
     page = Page(f"gauge_attn · {folder.resolve().name}", f"KL attention between Gaussian beliefs; {result['label']}")
     _result(page, result)
@@ -51,14 +74,15 @@ def _write_run_report(folder: Path) -> Path:
 def _result(page: Page, result: dict[str, Any]) -> None:
     page.section("Result")
     page.text(
-        f"**{result['loss']:.4f} nats** per token (perplexity {result['perplexity']:.3f}) on {result['n_tokens']:,} "
-        f"{result['split']} tokens of {result['label']}, with {result['parameters']:,} parameters."
+        f"**{result['loss']:.4f} nats** per token (perplexity {perplexity_text(result['perplexity'])}) "
+        f"on {result['n_tokens']:,} {result['split']} tokens of {result['label']}, "
+        f"with {result['parameters']:,} parameters."
     )
     rows = [
         [
             name,
             f"{r['loss']:.4f}",
-            f"{r['perplexity']:.3f}",
+            perplexity_text(r["perplexity"]),
             "–" if r["bits_per_byte"] is None else f"{r['bits_per_byte']:.4f}",
         ]
         for name, r in result["predictors"].items()
@@ -131,8 +155,8 @@ def _heads(page: Page, folder: Path, result: dict[str, Any], metrics: list[dict[
 
 
 def _maps(page: Page, folder: Path, records: list[dict[str, Any]], label: str) -> None:
-    with np.load(folder / "maps.npz", allow_pickle=False) as file:
-        names, beta, kl = [str(x) for x in file["names"]], file["beta"], file["kl"]
+    arrays = load_arrays(folder / "maps.npz")
+    names, beta, kl = [str(x) for x in arrays["names"]], arrays["beta"], arrays["kl"]
     caption = f"Attention of one window by head, {label}; rows are queries, colour is the square root of the weight."
     columns = {"map": names, "largest weight": beta.max((1, 2)).tolist()}
     _figure(page, folder, "maps", figures.maps(beta, names), columns, caption, "full")
@@ -151,6 +175,8 @@ def write_grid_report(folder: Path) -> Path:
 
     result = _read(folder / "results.json")
     runs = unpack(result)
+    if not runs:
+        raise UserError(f"{folder / 'results.json'} holds no run: finish the grid first")
     labels = sorted({r["summary"]["label"] for r in runs})
     page = Page(f"gauge_attn · grid {result['name']}", f"{len(runs)} runs on {', '.join(labels)}")
     page.section("Verdicts")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lab_shared.checkpoint import seed_everything
 from lab_shared.dist import Dist, init, weighted_mean_loss
@@ -17,12 +17,13 @@ from lab_shared.runs import start_run
 from torch import Tensor
 from torch.nn import functional as F
 
+from gauge_attn.checks import checked, checked_run
 from gauge_attn.compiled import COMPILE_FROM, compiled_model
 from gauge_attn.config import TrainConfig
-from gauge_attn.data import Batches, load_corpus, windows
+from gauge_attn.data import Batches, Corpus, Windows, load_corpus, remember_text, same_text, windows
 from gauge_attn.evaluate import TOKENIZER, autocast, diagnose, mean_loss, table, write_evaluation
 from gauge_attn.measure import calibrate
-from gauge_attn.models import build_model, build_optimizer
+from gauge_attn.models import Model, build_model, build_optimizer
 from gauge_attn.report import write_report
 
 
@@ -41,18 +42,32 @@ def train(config: TrainConfig, out: Path | None = None, *, name: str = "run") ->
 def resume(path: Path) -> str | None:
     """Continue a stopped run from its newest checkpoint; bit-identical to never having stopped (on a CPU)."""
     with init() as dist, Run.open(path, dist=dist) as run:
-        result = _train(run.config(TrainConfig), run, dist)
+        config = checked_run(run.path, run.config(TrainConfig))
+        result = _train(config, _prepare(config, dist), run, dist)
     return None if result is None else f"{table(result)}\n\nreport: {write_report(path)}"
 
 
 def train_in(config: TrainConfig, out: Path, dist: Dist) -> dict[str, Any] | None:
-    """Train in the folder `out`, from nothing or from where it was stopped; the evaluation on rank 0."""
+    """Train in the folder `out`, from nothing or from where it was stopped; the evaluation on rank 0.
+
+    The folder is made once the data and the model are there: what is wrong with them leaves none behind.
+    """
+    prepared = _prepare(checked(config), dist)
     with start_run("gauge-attn", config, out, dist, go_on=True) as run:
-        return _train(config, run, dist)
+        return _train(config, prepared, run, dist)
+
+
+class _Prepared(NamedTuple):
+    """What a training starts from."""
+
+    corpus: Corpus
+    batches: Batches
+    held_out: Windows
+    model: Model
 
 
 @lower_when_full("--data.batch", "--data.window")
-def _train(config: TrainConfig, run: Run, dist: Dist) -> dict[str, Any] | None:
+def _prepare(config: TrainConfig, dist: Dist) -> _Prepared:
     seed_everything(config.seed)
     device = dist.device
     corpus = load_corpus(config.data)
@@ -60,6 +75,13 @@ def _train(config: TrainConfig, run: Run, dist: Dist) -> dict[str, Any] | None:
     held_out = windows(corpus, "valid", device, seed=config.seed)
     model = build_model(config.model, corpus.vocab, config.data.window, config.optim).to(device)
     calibrate(model, next(Batches(corpus, seed=config.seed, device=device))[:, :-1])
+    return _Prepared(corpus, batches, held_out, model)
+
+
+@lower_when_full("--data.batch", "--data.window")
+def _train(config: TrainConfig, prepared: _Prepared, run: Run, dist: Dist) -> dict[str, Any] | None:
+    device = dist.device
+    corpus, batches, held_out, model = prepared
     optimizer = build_optimizer(model, config.optim)
     fast = config.compile
     if fast is None:
@@ -93,8 +115,10 @@ def _train(config: TrainConfig, run: Run, dist: Dist) -> dict[str, Any] | None:
         + ", ".join(f"{name} {nats:.3f}" for name, nats in yardsticks.items())
         + " nats"
     )
+    same_text(run.path, corpus)
     if dist.is_main and corpus.tokenizer is not None:
         atomic_write(run.path / TOKENIZER, corpus.tokenizer.to_json())
+        remember_text(run.path, corpus)
 
     for tick in ticks(
         run,
@@ -112,7 +136,7 @@ def _train(config: TrainConfig, run: Run, dist: Dist) -> dict[str, Any] | None:
         dist=dist,
     ):
         tokens_BN = next(batches)
-        n, ids = tokens_BN.size(0), f"windows of step {tick.step}"
+        n, ids = tokens_BN.size(0), [f"windows of step {tick.step}"]
         if step is None:
             objective = loss_of(tokens_BN)
             tick.update(weighted_mean_loss(objective * n, n, dist), ids=ids, n=n, **metrics)

@@ -1,7 +1,9 @@
 """What the runs of a grid say about each claim: holds, fails, or undecided, computed from the records and nothing else.
 
 A run is {"grid", "cell", "seed", "settings", "summary"} as `grid.train_cell` leaves it. Intervals are Student's t over
-seeds; a claim is decided only where such an interval excludes the alternative, so that one seed decides nothing.
+seeds; a claim about means is decided only where such an interval excludes the alternative, so that one seed decides
+nothing. Claims about every single run (the closed form of H1, the zeros of H5) are decided by the run farthest off, and
+that of the threshold by definition.
 """
 
 from __future__ import annotations

@@ -5,13 +5,18 @@ Shapes: B windows of a batch, W windows of a split, N tokens of a window, T toke
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from lab_shared.errors import UserError
+from lab_shared.files import atomic_write
+from lab_shared.report_files import read_object
 from torch import Tensor
 
 from gauge_attn.config import DataConfig
@@ -20,6 +25,7 @@ from gauge_attn.data.ngrams import bigram_loss, unigram_loss
 from gauge_attn.data.text import SPLITS, read_splits
 from gauge_attn.data.tokenizers import Tokenizer, train_tokenizer
 
+TEXT = "text.json"
 IGNORED = -100
 """Target of a position that does not count, as in F.cross_entropy."""
 
@@ -29,7 +35,8 @@ class Corpus:
     """Tokens of three splits, or the recipe to generate them.
 
     label: for people, such as "tinyshakespeare, byte tokens". vocab: symbols. tokens: split -> (T,) int32; empty for
-    generated data. text_bytes: split -> UTF-8 bytes of its text. tokenizer: None for generated data.
+    generated data. text_bytes: split -> UTF-8 bytes of its text. tokenizer: None for generated data. sha256: of the
+    splits' text, which a run remembers; None for generated data.
     """
 
     config: DataConfig
@@ -38,6 +45,7 @@ class Corpus:
     tokens: dict[str, np.ndarray]
     text_bytes: dict[str, int]
     tokenizer: Tokenizer | None
+    sha256: str | None = None
 
     @property
     def generated(self) -> bool:
@@ -87,8 +95,26 @@ def load_corpus(config: DataConfig, tokenizer: Tokenizer | None = None) -> Corpu
         if len(tokens_T) <= config.window:
             raise UserError(f"--data {config.data}: {len(tokens_T)} {name} tokens do not fill a window {config.window}")
     label = f"{config.data.rstrip('/').rsplit('/', 1)[-1]}, {tokenizer.kind} tokens"
-    text_bytes = {name: len(text[name].encode()) for name in SPLITS}
-    return Corpus(config, label, tokenizer.vocab, tokens, text_bytes, tokenizer)
+    encoded = {name: text[name].encode() for name in SPLITS}
+    text_bytes = {name: len(encoded[name]) for name in SPLITS}
+    sha256 = hashlib.sha256(b"\0".join(encoded.values())).hexdigest()
+    return Corpus(config, label, tokenizer.vocab, tokens, text_bytes, tokenizer, sha256)
+
+
+def same_text(run_dir: Path, corpus: Corpus) -> None:
+    """Raise UserError where the run in this folder was trained on another text than `corpus` has now."""
+    known = read_object(run_dir / TEXT)
+    if known is not None and known.get("sha256") != corpus.sha256:
+        raise UserError(
+            f"--data {corpus.config.data} or its split is not the text that {run_dir} was trained on ({run_dir / TEXT} "
+            f"has SHA-256 {known.get('sha256')!s:.12}, it is {corpus.sha256!s:.12} now): put it back or train anew"
+        )
+
+
+def remember_text(run_dir: Path, corpus: Corpus) -> None:
+    """Write down, in the run's folder, which text it is trained on; nothing for generated data."""
+    if corpus.sha256 is not None:
+        atomic_write(run_dir / TEXT, json.dumps({"sha256": corpus.sha256}) + "\n")
 
 
 def windows(corpus: Corpus, split: str, device: torch.device, *, seed: int = 0) -> Windows:

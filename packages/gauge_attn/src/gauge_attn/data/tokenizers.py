@@ -86,6 +86,8 @@ class Tokenizer:
         """The tokenizer in a file. Raises UserError."""
         try:
             return cls.from_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise UserError(f"there is no {path}, which `gauge-attn train` wrote: copy the whole run folder") from error
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: {error}") from error
 
