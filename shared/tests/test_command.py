@@ -20,6 +20,14 @@ def test_what_a_user_can_mend_is_one_line(error, capsys):
     assert capsys.readouterr().err == f"tool: error: {error}\n"
 
 
+def test_ctrl_c_is_one_line_and_its_own_code(capsys):
+    def command(args):
+        raise KeyboardInterrupt
+
+    assert run_command("tool", command, None) == 130
+    assert capsys.readouterr().err == "\ntool: stopped\n"
+
+
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run_command("tool", lambda args: args / 0, 1)
@@ -64,6 +72,16 @@ def test_a_clusters_address_needs_the_engine():
     assert engine_options(parser.parse_args(["--engine", "ray", "--address", "h:1"]))["address"] == "h:1"
     with pytest.raises(UserError, match="--address h:1 is that of a Ray cluster: add --engine ray"):
         engine_options(parser.parse_args(["--address", "h:1"]))
+
+
+@pytest.mark.parametrize("words", [["--engine", "ray"], ["--workers", "3"], ["--gpus-per-job", "7"]])
+def test_what_jobs_want_needs_jobs(words):
+    parser = argparse.ArgumentParser()
+    engine_flags(parser)
+    parser.add_argument("--shards", type=positive_int)
+    engine_options(parser.parse_args(["--shards", "2", *words]))
+    with pytest.raises(UserError, match="say how many with --shards N"):
+        engine_options(parser.parse_args(words))
 
 
 def test_what_is_printed_as_json_is_json(capsys):

@@ -87,6 +87,9 @@ def test_the_guard_finds_the_first_bad_step_long_after_it():
     for step, (loss, norm) in enumerate([(good, good), (good, bad), (bad, bad), (good, good)], start=7):
         guard.watch(step, loss, norm, ids=[step])
     assert guard.agree(stop=False) == (("the gradient norm", 8, [8]), False)
+    guard = FiniteGuard(torch.device("cpu"), Dist())
+    guard.watch(3, bad, bad, ids="windows of step 3")  # one name, not letters
+    assert guard.agree(stop=False) == (("the loss", 3, ["windows of step 3"]), False)
 
 
 def test_logged_means_weigh_metrics_by_examples_and_losses_by_steps(parts):

@@ -24,6 +24,12 @@ def test_the_flags_are_named():
     assert "Process 7" not in str(caught.value)
 
 
+@pytest.mark.parametrize("fill", [lambda: torch.empty(10**15), lambda: np.empty(10**15)], ids=["torch", "numpy"])
+def test_a_machine_that_is_really_full(fill):
+    with pytest.raises(DeviceMemoryError, match=r"^the machine is out of memory \(.*llocate.*lower --batch-size$"):
+        lower_when_full("--batch-size")(fill)()
+
+
 def test_other_errors_and_results_pass():
     with pytest.raises(RuntimeError, match=r"^else$"), lower_when_full("--x"):
         raise RuntimeError("else")

@@ -56,5 +56,8 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
 def _unreadable(path: str | Path, error: Exception) -> ArrayFileError:
     if isinstance(error, FileNotFoundError):
         return ArrayFileError(f"there is no {path}")
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    # numpy takes what it does not know for a pickle, and says how to load that all the same
+    reason = (
+        "no array of numbers" if "pickle" in str(error) else " ".join(str(error).split())[:200] or type(error).__name__
+    )
     return ArrayFileError(f"{path} is not a readable numpy file ({reason}): make or fetch it again")

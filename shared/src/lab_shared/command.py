@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,12 +16,14 @@ from lab_shared.completion import SHELLS, completion
 from lab_shared.errors import UserError, needs
 from lab_shared.files import atomic_write, json_text, make_folder
 
+_GPUS_PER_JOB = 1.0
+
 
 class Program:
     """A command made of subcommands: `add` them, then `main` reads the words, runs one and returns the exit code.
 
-    Exit codes: 0 done, 1 an error the user can mend (one line on stderr), 2 wrong usage. Every program answers
-    --version and --print-completion SHELL.
+    Exit codes: 0 done, 1 an error the user can mend (one line on stderr), 2 wrong usage, 128 + the signal that stopped
+    it. Every program answers --version and --print-completion SHELL.
     """
 
     def __init__(self, name: str, description: str, version: str, *, epilog: str | None = None) -> None:
@@ -83,8 +86,8 @@ class Program:
 def run_command(program: str, command: Callable[[Any], None], args: Any) -> int:
     """Run `command(args)` and return the exit code: 0 done (or its reader gone), 1 an error the user can mend.
 
-    UserError, OSError and a package that is not installed become one line on stderr that starts with the program's
-    name.
+    UserError, OSError, Ctrl-C (130, as shells have it) and a package that is not installed become one line on stderr
+    that starts with the program's name.
     """
     keep_freed_memory()
     try:
@@ -96,6 +99,9 @@ def run_command(program: str, command: Callable[[Any], None], args: Any) -> int:
     except (UserError, OSError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"\n{program}: stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 
@@ -134,20 +140,22 @@ def engine_flags(parser: argparse.ArgumentParser) -> None:
         "--workers", type=positive_int, metavar="N", help="local: jobs at a time; default: as GPUs hold"
     )
     parser.add_argument(
-        "--gpus-per-job", type=positive_float, default=1.0, metavar="X", help="0.5 puts two jobs on a GPU"
+        "--gpus-per-job", type=positive_float, default=_GPUS_PER_JOB, metavar="X", help="0.5 puts two jobs on a GPU"
     )
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `engine_flags` read, as the keywords of `run_jobs`.
 
-    Raises UserError where the command makes jobs only with --shards, and an engine is named without, and for the
-    address of a cluster without --engine ray.
+    Raises UserError where the command makes jobs only with --shards, and an engine or what it needs is named without,
+    and for the address of a cluster without --engine ray.
     """
     if args.address is not None and args.engine != "ray":
         raise UserError(f"--address {args.address} is that of a Ray cluster: add --engine ray, or leave it out")
     if getattr(args, "shards", 1) is None and args.engine != "local":
         raise UserError(f"--engine {args.engine} runs jobs: say how many with --shards N")
+    if getattr(args, "shards", 1) is None and (args.workers is not None or args.gpus_per_job != _GPUS_PER_JOB):
+        raise UserError("--workers and --gpus-per-job are about jobs: say how many with --shards N")
     return {name: getattr(args, name) for name in ("engine", "address", "workers", "gpus_per_job")}
 
 

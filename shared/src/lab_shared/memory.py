@@ -1,4 +1,4 @@
-"""Peak memory of a process, and a full accelerator as an error that says which flag to lower."""
+"""Peak memory of a process, and memory that is full as an error that says which flag to lower."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lab_shared.errors import UserError
 
 
 class DeviceMemoryError(UserError):
-    """The accelerator's memory does not hold the work; the message names the flags that make it smaller."""
+    """The memory does not hold the work; the message names the flags that make it smaller."""
 
 
 @contextmanager
 def lower_when_full(*flags: str) -> Iterator[None]:
-    """Raise DeviceMemoryError, naming `flags`, where torch runs out of device memory; a decorator too.
+    """Raise DeviceMemoryError, naming `flags`, where torch or numpy run out of memory; a decorator too.
 
     Several ranks: the one whose device is full says so and ends, and torchrun then ends the others.
     """
@@ -28,9 +28,20 @@ def lower_when_full(*flags: str) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         # The first sentences say how much was asked for and was free; the rest is about the allocator.
         reason = ". ".join(str(error).split(". ")[:2]).strip()
-        raise DeviceMemoryError(
-            f"the device is out of memory ({reason}): start a new run with a lower {' or '.join(flags)}"
-        ) from error
+        raise _full("device", reason, flags) from error
+    except MemoryError as error:
+        raise _full("machine", str(error), flags) from error
+    except RuntimeError as error:
+        _, of_cpus, reason = str(error).partition("DefaultCPUAllocator: ")
+        if not of_cpus:
+            raise
+        raise _full("machine", reason.partition(". ")[0], flags) from error
+
+
+def _full(where: str, reason: str, flags: tuple[str, ...]) -> DeviceMemoryError:
+    return DeviceMemoryError(
+        f"the {where} is out of memory ({reason}): start a new run with a lower {' or '.join(flags)}"
+    )
 
 
 def peak_memory(device: torch.device | str = "cpu") -> int:
