@@ -90,7 +90,10 @@ def test_train_and_recalibrate_a_condition(tmp_path, capsys):
     assert main(["train", "gqa-topic_ordered", "--out", str(run), "--device", "cpu", *SHORT]) == 0
     config = json.loads((run / "config.json").read_text())
     assert (config["attention"], config["ordering"], config["optim"]["steps"]) == ("gqa", "topic_ordered", 3)
-    assert "val_loss" in capsys.readouterr().out
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    loss = next(words for words in printed if words[0] == "val_loss")
+    assert float(loss[1]) == pytest.approx(json.loads((run / "DONE.json").read_text())["summary"]["val_loss"], rel=1e-5)
+    assert loss[2] == "nats"
     assert main(["train", "--resume", str(run)]) == 0  # finished: its summary again
     assert main(["drope", str(run), "--fraction", "0.34", "--lr-factor", "0.5"]) == 0
     assert "recovered" in capsys.readouterr().out

@@ -7,6 +7,7 @@ import pytest
 import torch
 from attn_clustering import drope, runs, train
 from attn_clustering.config import DataConfig, ModelConfig, OptimConfig, Recalibration
+from attn_clustering.data.ordering import beginning, plan
 from attn_clustering.data.settings import LANGUAGES
 from attn_clustering.experiments import EXPERIMENTS, phase2_config, run_config
 from attn_clustering.model import build_model
@@ -50,11 +51,35 @@ def test_every_condition_of_a_seed_gets_the_same_shuffled_stream():
 
 
 @pytest.mark.parametrize("ordering", ["shuffled", "topic_ordered"])
-def test_own_order_is_the_beginning_of_phase_1(ordering):
-    config = run_config(TINY, "mha", ordering, 0)
-    whole = runs.training_data(config, "cpu")[1].index_S
-    own = runs.training_data(phase2_config(config, Recalibration(0.3, order="own")), "cpu")[1].index_S
-    assert own.equal(whole[:12])
+@pytest.mark.parametrize("data", [{"partial": "cut"}, {"partial": "matched"}, {"mode": "fresh", "cooldown": 0.4}])
+def test_own_order_is_the_beginning_of_phase_1(ordering, data, tmp_path):
+    """Whatever made that order: a whole pass, a subset of one, or fresh sequences before a cooldown."""
+    config = run_config(replace(TINY, data=DataConfig(LANGUAGE, **data)), "mha", ordering, 0)
+    (tmp_path / config.name).mkdir()
+    sequences, whole = runs.training_data(config, "cpu")
+    whole.save(tmp_path / config.name / "plan.npz")
+
+    def own(fraction):
+        recal = phase2_config(config, Recalibration(fraction, order="own"))
+        return runs.training_data(recal, "cpu", tmp_path / recal.name)
+
+    for steps in (3, 8, 10):
+        again, plan = own(steps / 10)
+        assert again.tokens_NT.equal(sequences.tokens_NT)
+        assert plan.index_S.equal(whole.index_S[: 4 * steps])
+        assert plan.cooldown_steps == (max(0, steps - 6) if "cooldown" in data else 0)
+        assert plan.epochs == pytest.approx(4 * steps / len(sequences))
+    with pytest.raises(UserError, match="an order that has 10"):
+        own(1.5)
+
+
+def test_the_first_runs_own_order_is_what_a_plan_of_fewer_steps_would_be(tmp_path):
+    """Where passes are whole and cut, as in the runs that were recalibrated so."""
+    config = run_config(TINY, "mha", "topic_ordered", 0)
+    order = {"batch": 4, "seed": 0, "partial": "cut"}
+    dominant = runs.training_data(config, "cpu")[0].dominant_N
+    whole, few = (plan("topic_ordered", dominant, steps=steps, **order) for steps in (40, 17))
+    assert beginning(whole, 17, len(dominant)).hash == few.hash
 
 
 def test_fresh_recalibration_uses_sequences_never_trained_on():

@@ -30,7 +30,7 @@ EXPERIMENT = Experiment(
     recals=(Recalibration(fraction=0.1),),
 )
 
-LEVELS = {"bayes_floor": 2.0, "unigram_filter": 4.8}
+LEVELS = {"ln_vocab": 4.85, "bayes_floor": 2.0, "unigram_filter": 4.8}
 
 
 def untrained(folder, config):
@@ -130,7 +130,7 @@ def test_runs_without_arrays_are_left_out_of_the_figures_that_need_them(pair, tm
     """Analyses of two seeds of which the first has lost one run's arrays, and then of none with arrays."""
     runs, _ = pair
     (tmp_path / "experiment.json").write_text(to_json(replace(EXPERIMENT, attentions=("gqa",))))
-    levels = {name: {"value": x, "se": 0.0} for name, x in {"ln_vocab": 4.85, **LEVELS}.items()}
+    levels = {name: {"value": x, "se": 0.0} for name, x in LEVELS.items()}
     (tmp_path / "levels.json").write_text(json.dumps(levels | {FLOORS: {"0": 2.0, "1": 2.0}}))
     for seed in (0, 1):
         for run in runs:

@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lab_shared.errors import UserError
 from lab_shared.files import atomic_write, make_folder
+from lab_shared.runs import pick_device
 from torch import Tensor
 
-from attn_clustering import drope
 from attn_clustering.analysis.regression import full_float32
+from attn_clustering.folders import read_object
 from attn_clustering.measurements import AnalysisConfig, analyse
-from attn_clustering.runs import load_run, read_summary
+from attn_clustering.runs import load_run, parent_folder, read_summary, vocabulary
 
 FORMAT = 1
 """Raised when the meaning of the files changes, so that old ones are made again."""
@@ -47,9 +47,10 @@ def main(
     Raises UserError when the run is not finished or its data are not there.
     """
     folder, settings = Path(run_folder), settings or AnalysisConfig()
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = pick_device(device)
     model, config = load_run(folder, where)
-    parent = drope.parent_folder(config, folder) / "analysis" / "probes.safetensors" if config.recal else None
+    summary = read_summary(folder)
+    parent = parent_folder(config, folder) / "analysis" / "probes.safetensors" if config.recal else None
     inputs = {
         "format": FORMAT,
         "settings": asdict(settings),
@@ -61,21 +62,27 @@ def main(
     if result is None:
         if data is not None:
             config = replace(config, data=replace(config.data, corpus=data, language=None))
+        if vocabulary(config.data) > config.model.vocab:
+            raise UserError(
+                f"{folder} knows {config.model.vocab:,} tokens, its data have {vocabulary(config.data):,}: "
+                "it cannot be analysed on them"
+            )
         transfer = parent if inputs["parent_probes"] else None
         with full_float32():
-            result, arrays, tensors = analyse(model, config, read_summary(folder), settings, transfer)
+            result, arrays, tensors = analyse(model, config, summary, settings, transfer)
         result = {"inputs": inputs, **result}
         _save(folder / "analysis", result, arrays, tensors)
     if json:
-        print(json_format.dumps(result))
+        print(json_format.dumps(result, allow_nan=False))
     return result | {"text": table(result)}
 
 
 def table(result: dict[str, Any]) -> str:
     """The run's probe accuracies and attention statistics for a terminal."""
     run, probe, attention = result["run"], result["probe"], result["attention"]
+    loss = result["training"].get("val_loss")
     lines = [
-        f"{run['name']} ({run['data']}), validation loss {result['training']['val_loss']:.4f}",
+        f"{run['name']} ({run['data']}), " + ("imported" if loss is None else f"validation loss {loss:.4f} nats"),
         "topic probe after block (0: the embedding), held-out sequences, 95% intervals",
     ]
     rows = zip(probe["accuracy"], probe["low"], probe["high"], probe["permuted"], strict=True)
@@ -86,7 +93,7 @@ def table(result: dict[str, Any]) -> str:
     lines.append(
         f"  token alone {probe['token']:.4f}" + (f", Bayes filter {probe['bayes']:.4f}" if probe["bayes"] else "")
     )
-    lines.append("attention, mean over heads")
+    lines.append("attention, mean over heads (entropy in nats)")
     lines += [f"  {name:22} {value:8.4f}" for name, value in attention.items()]
     return "\n".join(lines)
 
@@ -100,10 +107,7 @@ def _done(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
     path = folder / "analysis" / "analysis.json"
     if not path.is_file():
         return None
-    try:
-        result: dict[str, Any] = json_format.loads(path.read_text())
-    except json_format.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON ({error}): delete it to analyse the run again") from error
+    result = read_object(path, "delete it to analyse the run again")
     return result if result.get("inputs") == inputs else None
 
 
@@ -116,4 +120,4 @@ def _save(folder: Path, result: dict[str, Any], arrays: dict[str, np.ndarray], t
     np.savez_compressed(buffer, **packed)
     atomic_write(folder / "arrays.npz", buffer.getvalue())
     atomic_write(folder / "probes.safetensors", safetensors.torch.save(tensors))
-    atomic_write(folder / "analysis.json", json_format.dumps(result, indent=1) + "\n")
+    atomic_write(folder / "analysis.json", json_format.dumps(result, indent=1, allow_nan=False) + "\n")

@@ -169,12 +169,16 @@ def record(rows: list[dict[str, Any]], device: str | None) -> dict[str, Any]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """One line a row: its main figure beside what is required."""
-    lines = [f"{'stage':40} {'measured':>16} {'unit':10} {'required':>12}"]
+    """One line a row: its main figure beside what is required. Variants of one training are told apart."""
+    lines = [f"{'stage':64} {'measured':>16} {'unit':10} {'required':>12}"]
+    stages = [row["stage"] for row in rows]
     for row in rows:
+        stage = row["stage"]
+        if stages.count(stage) > 1:
+            stage += f", compile {row['compile']}, step graph {row['step_graph']}, residual {row['residual']}"
         unit = next((key for key in row if key.endswith("_per_s")), "seconds")
         value = row.get(unit)
         measured = "" if value is None else f"{value:16,.0f}" if unit != "seconds" else f"{value:16.3f}"
         required = f"{row['required']:,}" if row.get("required") else ""
-        lines.append(f"{row['stage']:40} {measured:>16} {unit.removesuffix('_per_s'):10} {required:>12}")
+        lines.append(f"{stage:64} {measured:>16} {unit.replace('_per_s', '/s'):10} {required:>12}")
     return "\n".join(lines)

@@ -25,6 +25,7 @@ from lab_shared.command import (
     write_record,
 )
 from lab_shared.errors import UserError
+from lab_shared.files import make_folder
 from lab_shared.train_command import TrainWords, add_train, chosen_config, dry_run_text, recorded_time
 
 from attn_clustering import __version__
@@ -87,7 +88,7 @@ def program() -> Program:
     sub.add_argument("--keep-rope", action="store_true", help="the control: same steps and data, positions kept")
 
     sub = add("levels", _levels, "Reference losses and probe levels of a language: what can be reached, and by chance.")
-    sub.add_argument("config", choices=list(LANGUAGES), metavar="CONFIG", help=", ".join(LANGUAGES))
+    sub.add_argument("config", metavar="CONFIG", help=f"{', '.join(LANGUAGES)}, or the folder of a prepared corpus")
     json_flag(sub)
 
     sub = add("analyze", _analyze, "Attention statistics, probes, circuits and ablations of a trained run.")
@@ -206,22 +207,42 @@ def _plan_of(config: RunConfig) -> str:
 
 def _print_summary(summary: dict[str, Any] | None) -> None:
     if summary is not None:  # rank 0
-        print("\n".join(f"{key:>22}  {value}" for key, value in summary.items()))
+        print("\n".join(f"{key:>22}  {_in_words(key, value)}" for key, value in summary.items()))
+
+
+def _in_words(key: str, value: Any) -> str:
+    """A value of a summary, floats to six digits and with their unit."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.6g}" + (" nats" if "loss" in key else " s" if key.endswith("_s") else "")
 
 
 def _drope(args: argparse.Namespace) -> None:
-    from lab_shared.config import from_json
+    from lab_shared.config import read_config, to_json
 
     from attn_clustering.config import Recalibration
+    from attn_clustering.drope import starting_model
     from attn_clustering.experiments import phase2_config
     from attn_clustering.train import train
 
     if not (args.run_dir / "config.json").is_file():
         raise UserError(f"{args.run_dir} holds no run (no config.json): check the path")
-    trained = from_json(RunConfig, (args.run_dir / "config.json").read_text())
+    trained, folder = read_config(RunConfig, args.run_dir / "config.json"), args.run_dir.resolve()
+    if trained.phase != "rope":
+        raise UserError(f"{args.run_dir} is a run of phase {trained.phase}: only one of phase rope can be recalibrated")
     recal = Recalibration(args.fraction, args.lr_factor, "own" if args.own_order else "shared")
-    config = phase2_config(trained, recal, "extra" if args.keep_rope else "drope", folder=args.run_dir.resolve().name)
-    _print_summary(train(config, args.run_dir.resolve().parent / config.name))
+    to_json(recal)  # its ranges are checked here, for they decide the number of steps
+    config = phase2_config(trained, recal, "extra" if args.keep_rope else "drope", folder=folder.name)
+    if recal.fraction and not config.optim.steps:
+        raise UserError(
+            f"--fraction {args.fraction:g} of {trained.optim.steps} steps is no step: raise it, or say 0 to remove the "
+            "positions and train nothing"
+        )
+    out = folder.parent / config.name
+    if (out / "config.json").is_file() and read_config(RunConfig, out / "config.json") != config:
+        raise UserError(f"{out} is the recalibration of another run: move {args.run_dir} into a folder of its own")
+    starting_model(config, out)  # refused before there is a folder
+    _print_summary(train(config, out))
 
 
 def _levels(args: argparse.Namespace) -> None:
@@ -266,6 +287,12 @@ def _import_hf(args: argparse.Namespace) -> None:
 def _bench(args: argparse.Namespace) -> None:
     from attn_clustering import bench
 
+    if args.options and args.only:
+        raise UserError("--options measures training alone: leave out --only")
+    if args.out is not None:
+        if args.out.is_dir():
+            raise UserError(f"--out {args.out} is a folder: name a file")
+        make_folder(args.out.parent)  # refused now, not after minutes of measuring
     if args.options:
         rows = bench.bench_options(args.options, device=args.device, quick=args.quick)
     else:

@@ -38,7 +38,7 @@ def _prepare(parser: argparse.ArgumentParser, words: list[str]) -> None:
         parser.print_help()
         return
     if not sources or (args.out is None and not args.help):
-        parser.error("give at least one SOURCE, and --out DIR")
+        parser.error("give at least one SOURCE, before all flags, and --out DIR")
     presets = {"corpus": ("Settings of a corpus.", CorpusConfig())}
     config = preset_cli(presets, ["corpus", *fields, *(["--help"] if args.help else [])], prog=parser.prog)
     config = replace(config, sources=tuple(sources))

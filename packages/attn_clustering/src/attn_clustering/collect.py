@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lab_shared.errors import UserError
 from lab_shared.files import atomic_write, make_folder
 from lab_shared.run import read_metrics
 
+from attn_clustering.folders import check_new_folder
 from attn_clustering.report_data import PER_HEAD, entropy_curve, read_matrix
 
 TRAIN_LINES = 25
@@ -44,8 +44,7 @@ def collect(folder: Path, out: Path) -> str:
 
     Raises UserError when `folder` is no analysed matrix, or `out` has something in it.
     """
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty: choose a new folder, or delete it")
+    check_new_folder(out)
     files = read_matrix(folder)
     make_folder(out)
     for name in ("experiment.json", "levels.json"):

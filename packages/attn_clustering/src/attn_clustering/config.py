@@ -62,6 +62,13 @@ class DataConfig:
     partial: Literal["matched", "cut"] = "matched"
     """A last incomplete pass: the same sequences in every ordering, or the beginning of the ordered pass."""
 
+    def __post_init__(self) -> None:
+        if self.language is not None and self.corpus is not None:
+            raise UserError(
+                f"corpus={self.corpus}: these data are a micro-language already; for a corpus take the experiment "
+                "text or v2"
+            )
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -142,6 +149,24 @@ class RunConfig:
     phase: Phase = "rope"
     recal: Recalibration | None = None
     """Phases drope and extra only."""
+
+    def __post_init__(self) -> None:
+        model = self.model
+        if (self.attention == "gqa") != (model.kv_heads < model.heads):
+            raise UserError(
+                f"attention={self.attention} with heads={model.heads} and kv_heads={model.kv_heads}: mha has as many "
+                "key and value heads as query heads, gqa fewer"
+            )
+        if (self.phase == "nope") == model.rope:
+            raise UserError(
+                f"phase={self.phase} with model.rope={model.rope}: a model without positions from the start is phase "
+                "nope, and only that; `train CONDITION --nope` sets both"
+            )
+        if (self.phase in ("drope", "extra")) != (self.recal is not None):
+            raise UserError(
+                f"phase={self.phase} {'with' if self.recal else 'without'} a recalibration: a trained run is "
+                "recalibrated with `attn-clustering drope RUN`"
+            )
 
     @property
     def condition(self) -> str:

@@ -13,7 +13,7 @@ from lab_shared.errors import UserError
 
 from attn_clustering.config import RunConfig
 from attn_clustering.model import Transformer
-from attn_clustering.runs import load_run, read_summary
+from attn_clustering.runs import load_run, parent_folder, read_summary
 
 RECOVERED_WITHIN = 0.02
 """Nats of validation loss above the model with positions, up to which the one without counts as recovered."""
@@ -25,20 +25,15 @@ def remove_rope(model: Transformer) -> Transformer:
     return model
 
 
-def parent_folder(config: RunConfig, folder: Path) -> Path:
-    """The folder of the trained run that the recalibration in `folder` starts from."""
-    if config.recal is None or not config.recal.parent:
-        raise UserError(f"{folder} is no recalibration of another run")
-    return (folder / config.recal.parent).resolve()
-
-
 def starting_model(config: RunConfig, folder: Path) -> Transformer:
     """The trained model a recalibration starts from, without positions in phase `drope`, with them in `extra`.
 
-    Raises UserError when the parent is not finished, is another condition, or has no positions to remove.
+    Raises UserError when the parent is not finished, was imported (and so has no loss to compare with), is another
+    condition, or has no positions to remove.
     """
     parent = parent_folder(config, folder)
-    read_summary(parent)
+    if "val_loss" not in read_summary(parent):
+        raise UserError(f"{parent} was not trained here: it has no validation loss that a recalibration could regain")
     model, trained = load_run(parent)
     if (trained.condition, trained.seed, trained.phase) != (config.condition, config.seed, "rope"):
         raise UserError(f"{parent} is {trained.name}, no RoPE run of {config.condition} with seed {config.seed}")

@@ -133,7 +133,7 @@ def seed_scatter(rows: Rows, label: str, levels: Mapping[str, float] | None = No
 def head_maps(rows: Rows, key: str, label: str) -> Figure:
     """Layer x head, one panel per run, one symmetric colour scale."""
     names = _values(rows, "run")
-    limit = max((abs(row[key]) for row in rows), default=1.0) or 1.0
+    limit = max((abs(row[key]) for row in rows if np.isfinite(row[key])), default=1.0) or 1.0
     columns = min(4, len(names))
     with style():
         from matplotlib.figure import Figure
@@ -199,17 +199,20 @@ def recurrence_scatter(rows: Rows) -> Figure:
 
 
 def spectra(rows: Rows) -> Figure:
-    """Singular values of the QK and OV circuits over the largest, mean over heads: thin per layer, bold over layers."""
+    """Singular values of the QK and OV circuits over the largest, mean over heads: thin per layer, bold over layers.
+    A panel per circuit and attention variant."""
     with style():
-        fig, axes = _panels(_values(rows, "circuit"), height=3.1)
-        for circuit, ax in axes.items():
-            for part in _groups(_where(rows, circuit=circuit), "ordering", "phase"):
+        several = len(_values(rows, "attention")) > 1
+        shown = [(row["circuit"], row["attention"]) for row in rows]
+        fig, axes = _panels(list(dict.fromkeys(shown)), height=3.1, width=2.6 if several else 3.6)
+        for (circuit, attention), ax in axes.items():
+            for part in _groups(_where(rows, circuit=circuit, attention=attention), "ordering", "phase"):
                 for layer in _groups(part, "layer"):
                     x, mean, _, _ = _over_seeds(layer, "index", "value")
                     ax.plot(x, mean, color=COLOUR[part[0]["ordering"]], linewidth=0.4, alpha=0.5)
                 x, mean, _, _ = _over_seeds(part, "index", "value")
                 _line(ax, part[0], x, mean)
-            ax.set(xlabel="index", title=circuit, yscale="log")
+            ax.set(xlabel="index", title=f"{circuit}, {attention}" if several else circuit, yscale="log")
             _whole_numbers(ax.xaxis)
         _legend(axes, "singular value / largest")
     return fig

@@ -38,7 +38,8 @@ def picker(runs: Sequence[HeadMaps], score_name: str) -> str:
         raise ValueError("no runs to pick from")
     rules, choices, grids = [_STYLE], [], []
     for r, run in enumerate(runs):
-        layers, heads = run.score_LH.shape
+        score_LH = np.nan_to_num(run.score_LH)  # a head that looks at nothing but itself and the token before
+        layers, heads = score_LH.shape
         sprite = base64.b64encode(_sprite(run.pattern_LHTS)).decode()
         chosen = f"#picker:has(#run{r}:checked)"
         rules.append(
@@ -49,10 +50,10 @@ def picker(runs: Sequence[HeadMaps], score_name: str) -> str:
         )
         checked = " checked" if r == 0 else ""
         choices.append(f'<label><input type="radio" name="run" id="run{r}"{checked}> {html.escape(run.name)}</label>')
-        limit = float(np.abs(run.score_LH).max()) or 1.0
-        best = int(run.score_LH.argmax())
+        limit = float(np.abs(score_LH).max()) or 1.0
+        best = int(score_LH.argmax())
         cells = []
-        for i, score in enumerate(run.score_LH.ravel()):
+        for i, score in enumerate(score_LH.ravel()):
             layer, head = divmod(i, heads)
             x, y = (100 * k / max(1, n - 1) for k, n in ((head, heads), (layer, layers)))
             rules.append(f"{chosen}:has(#r{r}h{i}:checked) .map{{background-position:{x:.4f}% {y:.4f}%}}")

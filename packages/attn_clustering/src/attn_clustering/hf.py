@@ -19,6 +19,7 @@ from torch import Tensor
 
 from attn_clustering.config import ModelConfig, RunConfig
 from attn_clustering.data.settings import BOS, EOS, PAD
+from attn_clustering.folders import check_new_folder
 from attn_clustering.model import Transformer, n_parameters
 from attn_clustering.runs import load_run, load_sequences
 
@@ -101,16 +102,17 @@ def export_hf(run: Path, out: Path) -> Path:
     """A finished run as a folder for `Qwen3ForCausalLM.from_pretrained`, with its tokenizer if it has one.
 
     README.md in it says where the model comes from and, for one without positions, how that is expressed. Raises
-    UserError when `run` is not finished, StorageError when the disk refuses.
+    UserError when `run` is not finished or `out` is not empty, StorageError when the disk refuses.
     """
+    check_new_folder(out)  # config.json is what runs and exports both have: an export into a run would end the run
     model, config = load_run(run)
     language, corpus = config.data.language, config.data.corpus
     tokenizer = Path(corpus, "tokenizer.json") if language is None and corpus else None
     longest = load_sequences(config.data, "val", "cpu", 0, 1).tokens_NT.size(1)
+    if tokenizer is not None and not tokenizer.is_file():
+        raise UserError(f"{tokenizer} is missing: the corpus of this run was moved or deleted")
     export_model(model, out, max_len=longest)
     if tokenizer is not None:
-        if not tokenizer.is_file():
-            raise UserError(f"{tokenizer} is missing: the corpus of this run was moved or deleted")
         shutil.copyfile(tokenizer, out / "tokenizer.json")
     atomic_write(out / "README.md", _card(model, config))
     return out
@@ -159,8 +161,7 @@ def import_run(folder: Path, out: Path, like: RunConfig) -> Path:
 
     from lab_shared.checkpoint import save_weights
 
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty: choose a new folder")
+    check_new_folder(out)
     model = import_hf(folder)
     if like.data.language is not None and like.data.language.vocab > model.config.vocab:
         raise UserError(
@@ -168,7 +169,12 @@ def import_run(folder: Path, out: Path, like: RunConfig) -> Path:
             "choose another --experiment"
         )
     make_folder(out)
-    config = replace(like, model=replace(model.config, rope=model.rope_on), phase="rope" if model.rope_on else "nope")
+    config = replace(
+        like,
+        attention="gqa" if model.config.kv_heads < model.config.heads else "mha",
+        model=replace(model.config, rope=model.rope_on),
+        phase="rope" if model.rope_on else "nope",
+    )
     save_weights(out / "weights.safetensors", model)
     atomic_write(out / "config.json", to_json(config))
     atomic_write(out / "DONE.json", json.dumps({"summary": {"name": config.name, "imported": str(folder)}}) + "\n")

@@ -171,7 +171,7 @@ def run_with_cache(
     names: Sequence[str] | Callable[[str], bool] | None = None,
     device: torch.device | str | None = None,
 ) -> tuple[Tensor, Cache]:
-    """Logits (B, T, V) and detached copies of activations.
+    """Logits (B, T, V) and activations, detached.
 
     names: which, as a list or a predicate on names; None keeps all, the (B, H, T, T) ones included. device: where they
     are kept; None is where they are. Raises ValueError for a name the model does not have.

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lab_shared.config import from_json, to_json
+from lab_shared.config import from_json, read_config, to_json
 from lab_shared.errors import UserError
 from lab_shared.files import atomic_write, make_folder
 from lab_shared.sweep import Engine, Job, run_jobs
@@ -94,11 +94,14 @@ def run_matrix(
     OUT/NAME a run. Two calls at a time may fill one folder with different seeds. Raises UserError for a folder with
     another experiment, and at the end for jobs that failed.
     """
-    out = out.resolve()
-    make_folder(out)
+    from attn_clustering.runs import vocabulary
+
+    if experiment.data.language is None:
+        vocabulary(experiment.data)  # one complaint about a missing corpus, not one of every job
     if first_seed is not None:
         experiment = replace(experiment, first_seed=first_seed)
-    listed = jobs(experiment, seeds, parts)
+    listed, out = jobs(experiment, seeds, parts), out.resolve()
+    make_folder(out)
     _note_experiment(out, experiment, seeds_of(experiment, seeds))
     summaries = run_jobs(listed, out, engine=engine, address=address, workers=workers, gpus_per_job=gpus_per_job)
     from attn_clustering.report import write
@@ -112,7 +115,7 @@ def _note_experiment(out: Path, experiment: Experiment, seeds: range) -> None:
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)  # another call may add its seeds at this moment
         if file.exists():
-            there = from_json(Experiment, file.read_text())
+            there = read_config(Experiment, file)
             if replace(there, seeds=1, first_seed=0) != replace(experiment, seeds=1, first_seed=0):
                 raise UserError(f"{out} holds another experiment than this {experiment.name}: choose another --out")
             before = seeds_of(there)

@@ -89,7 +89,8 @@ def analyse(
         (tokens[rows], next_token_targets(tokens[rows]), topics[rows]) for rows in passes.batches(model, *tokens.shape)
     ]
     last = found.weight_GDK[-1], found.bias_GK[-1]
-    lost = ablation.ablate(model, parts, arrays["excess_lag"], *last, positions, n_heads, seed=settings.seed)
+    clustering_LH = arrays["excess_lag"].nan_to_num(0.0)
+    lost = ablation.ablate(model, parts, clustering_LH, *last, positions, n_heads, seed=settings.seed)
     clock.lap("ablation")
 
     shown = _example(topics_NT)
@@ -114,12 +115,12 @@ def analyse(
         "training": summary,
         "probe": result,
         "attention": {
-            name: float(arrays[name].mean())
+            name: mean
             for name in ("entropy", "entropy_ratio", "self_mass", "lag1_mass", "far_mass", "within", "excess_uniform")
             + ("excess_lag", "specialisation", "recurrence", *heads.KINDS, "chance_uniform", "mass_above_diagonal")
-            if name in arrays
+            if name in arrays and (mean := over_heads(arrays[name])) is not None
         }
-        | {"most_clustering_head": float(arrays["excess_lag"].max())},
+        | {"most_clustering_head": float(clustering_LH.max())},
         "legacy": {name: float(arrays[name].mean()) for name in legacy_names},
         "legacy_chance": legacy.legacy_chance(topics_NT),
         "ablation": lost,
@@ -186,6 +187,13 @@ def _probe(
         moved = probes.probe_correct(features_GNPD[:, test], theirs["weight"], theirs["bias"], topics_NP[test])
         result["transfer"] = moved.float().mean((0, 1)).tolist()
     return result, found, positions
+
+
+def over_heads(values_LH: Tensor) -> float | None:
+    """The mean over heads that have a value; None when none has. A head that looks at nothing but itself and the token
+    before has no within-topic share (NaN)."""
+    known = values_LH[~values_LH.isnan()]
+    return float(known.mean()) if known.numel() else None
 
 
 def data_label(config: RunConfig) -> str:

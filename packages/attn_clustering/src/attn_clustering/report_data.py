@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lab_shared.config import from_json
+from lab_shared.arrays import load_arrays
+from lab_shared.config import read_config
 from lab_shared.errors import UserError
 from lab_shared.run import read_metrics
 
@@ -19,6 +19,7 @@ from attn_clustering.analysis.compare import by_seed, complete, metric, read_res
 from attn_clustering.analysis.probes import DISTANCE_EDGES
 from attn_clustering.data.levels import FLOORS, kept_levels
 from attn_clustering.experiments import Experiment
+from attn_clustering.runs import read_summary
 
 Row = dict[str, Any]
 
@@ -74,12 +75,11 @@ def read_matrix(folder: Path) -> MatrixFiles:
     file = folder / "experiment.json"
     if not file.is_file():
         raise UserError(f"{folder} is no matrix (no experiment.json): give the folder of `attn-clustering matrix`")
-    experiment, results = from_json(Experiment, file.read_text()), read_results(folder)
+    experiment, results = read_config(Experiment, file), read_results(folder)
     if not results:
         raise UserError(f"no run in {folder} has been analysed: run `attn-clustering analyze` on one, or the matrix")
     summaries = [
-        json.loads(path.read_text())["summary"] | {"folder": path.parent.name}
-        for path in sorted(folder.glob("*/DONE.json"))
+        read_summary(path.parent) | {"folder": path.parent.name} for path in sorted(folder.glob("*/DONE.json"))
     ]
     language, seeds = experiment.data.language, [experiment.first_seed, *(r["run"]["seed"] for r in results)]
     kept = None if language is None else kept_levels(folder / "levels.json", language, seeds)
@@ -88,8 +88,7 @@ def read_matrix(folder: Path) -> MatrixFiles:
         name = result["run"]["name"]
         stored = folder / name / "analysis" / "arrays.npz"
         if stored.is_file():
-            with np.load(stored, allow_pickle=False) as arrays:
-                files.arrays[name] = dict(arrays)
+            files.arrays[name] = load_arrays(stored)
     return files
 
 

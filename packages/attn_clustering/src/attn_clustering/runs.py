@@ -5,7 +5,6 @@ Shape suffixes: N sequences, T tokens, S = steps * batch positions of the plan.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +17,8 @@ from lab_shared.runs import finished_run
 
 from attn_clustering.config import DataConfig, RunConfig
 from attn_clustering.data.languages import Sequences, homogeneous, sample
-from attn_clustering.data.ordering import Plan, plan
+from attn_clustering.data.ordering import Plan, beginning, plan
+from attn_clustering.folders import read_object
 from attn_clustering.model import Transformer
 
 RECALIBRATION = 1_000_003
@@ -59,12 +59,21 @@ def _corpus_folder(data: DataConfig) -> Path:
     return Path(data.corpus)
 
 
-def training_data(config: RunConfig, device: str) -> tuple[Sequences, Plan]:
-    """The sequences a run trains on, and in which order.
+def parent_folder(config: RunConfig, folder: Path) -> Path:
+    """The folder of the trained run that the recalibration in `folder` starts from."""
+    if config.recal is None or not config.recal.parent:
+        raise UserError(f"{folder} is no recalibration of another run")
+    return (folder / config.recal.parent).resolve()
+
+
+def training_data(config: RunConfig, device: str, folder: Path = Path()) -> tuple[Sequences, Plan]:
+    """The sequences that the run in `folder` trains on, and in which order.
 
     Phase 1 (rope, nope): the training sequences in the condition's order; homogeneous_blocks has single-topic sequences
     of the same language. Phase 2: a shuffled stream that depends on data and seed alone, of sequences never trained on
-    if the data are fresh; or, as in the first run, the beginning of phase 1's own order.
+    if the data are fresh; or, as in the first run, the beginning of phase 1's own order, which its plan.npz tells.
+
+    Raises UserError where phase 1 is shorter than what is asked of its order, or left no plan.
     """
     data, optim = config.data, config.optim
     own = data
@@ -84,9 +93,7 @@ def training_data(config: RunConfig, device: str) -> tuple[Sequences, Plan]:
         )
     if config.recal.order == "own":
         sequences = load_sequences(own, "train", device)
-        return sequences, plan(
-            config.ordering, sequences.dominant_N, steps=optim.steps, batch=optim.batch, seed=config.seed, partial="cut"
-        )
+        return sequences, beginning(Plan.load(parent_folder(config, folder) / "plan.npz"), optim.steps, len(sequences))
     if data.mode == "fresh" and data.language is not None:
         trained_on = data.language.train_sequences
         sequences = load_sequences(data, "train", device, trained_on, optim.steps * optim.batch)
@@ -110,8 +117,14 @@ def load_run(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Tr
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """The summary a finished run left in DONE.json. Raises UserError when it has not finished."""
+    """The summary a finished run left in DONE.json. Raises UserError when it has not finished, or that is damaged."""
     if not (folder / "DONE.json").is_file():
-        raise UserError(f"{folder} holds no finished run (no DONE.json): finish it first")
-    summary: dict[str, Any] = json.loads((folder / "DONE.json").read_text())["summary"]
+        raise UserError(
+            f"{folder} holds no finished run (no DONE.json): finish it with `attn-clustering train --resume`"
+        )
+    summary: dict[str, Any] = read_object(
+        folder / "DONE.json",
+        f"delete it, and `attn-clustering train --resume {folder}` trains the run again",
+        "summary",
+    )["summary"]
     return summary

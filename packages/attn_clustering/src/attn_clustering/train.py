@@ -145,13 +145,15 @@ def _train(config: RunConfig, run: Run, dist: Dist) -> dict[str, Any] | None:
     autocast = set_precision(model, optim, device)
     compile_blocks(model, optim, device)
     val_NT = load_sequences(config.data, "val", str(device)).tokens_NT[: optim.eval_sequences]
+    if val_NT.size(1) < 2:
+        raise UserError("sequences of one token have no next token to predict: set a longer seq_len")
     summary: dict[str, Any] = {"name": config.name, "phase": config.phase, "parameters": n_parameters(config.model)}
     run.progress.line(f"{config.name}: {summary['parameters']:,} parameters, {dist.world} x {device.type}")
     if dist.is_main and not read_metrics(run.path, "val"):
         run.log(0, "val", {"loss": evaluate(model, autocast, val_NT, optim.batch)})
 
     if optim.steps:
-        sequences, order = training_data(config, str(device))
+        sequences, order = training_data(config, str(device), run.path)
         tokens_NT, index_S = sequences.tokens_NT, order.index_S.to(device)
         if dist.is_main:
             order.save(run.path / "plan.npz")

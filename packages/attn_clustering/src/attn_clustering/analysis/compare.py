@@ -10,15 +10,15 @@ token alone tells (0) to what the Bayes filter knows (1) at the same positions.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lab_shared.errors import UserError
 from lab_shared.stats import bca_interval, holm, paired_sign_flip
+
+from attn_clustering.folders import read_object
 
 MIN_SEEDS = 6
 """Below, the exact test cannot reach p < .05 (2^(1 - 5) = .0625), and no stars are given."""
@@ -73,13 +73,10 @@ class Comparison:
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """Every analysis.json of a matrix folder, by run name. Raises UserError when one is damaged."""
-    results = []
-    for path in sorted(folder.glob("*/analysis/analysis.json")):
-        try:
-            results.append(json.loads(path.read_text()))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is not JSON ({error}): delete it and analyse the run again") from error
-    return results
+    return [
+        read_object(path, "delete it and analyse the run again", "run", "training", "probe", "attention", "inputs")
+        for path in sorted(folder.glob("*/analysis/analysis.json"))
+    ]
 
 
 def metric(result: Result, name: str) -> float | None:

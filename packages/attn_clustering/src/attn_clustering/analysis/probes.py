@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from lab_shared.errors import UserError
 from torch import Tensor
 
 from attn_clustering.analysis.regression import fit
@@ -29,10 +30,13 @@ class Split(NamedTuple):
 def split_sequences(n_sequences: int) -> Split:
     """70 / 10 / 20 percent in order: held-out sequences are independent draws.
 
-    Raises ValueError for fewer than 10 sequences.
+    Raises UserError for fewer than 10 sequences.
     """
     if n_sequences < 10:
-        raise ValueError(f"{n_sequences} sequences cannot be split: probes need at least 10")
+        raise UserError(
+            f"{n_sequences} held-out sequences cannot be split: probes need at least 10; train on data with more "
+            "(val_sequences)"
+        )
     first, second = n_sequences * 7 // 10, n_sequences * 8 // 10
     return Split(slice(0, first), slice(first, second), slice(second, n_sequences))
 

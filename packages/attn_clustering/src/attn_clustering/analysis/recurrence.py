@@ -46,7 +46,7 @@ def probe_pairs(tokens_NT: Tensor, topics_NT: Tensor, segment: int, n_pairs: int
     if len(windows) < 3:
         raise UserError(
             f"{len(windows)} topics have two stretches of {segment} tokens: the A-B-A-C probe needs three; "
-            "use a shorter segment or more held-out sequences"
+            "train on data with more held-out sequences (val_sequences)"
         )
     rng = np.random.default_rng(seed)
     names = np.array(sorted(windows))

@@ -27,7 +27,7 @@ from attn_clustering.data import counter, segments
 from attn_clustering.data.dedup import concatenate, drop_shared
 from attn_clustering.data.languages import Sequences, Split
 from attn_clustering.data.settings import CorpusConfig
-from attn_clustering.data.sources import SUFFIXES, documents
+from attn_clustering.data.sources import documents, files_in
 from attn_clustering.data.stages import hash_file, stage
 from attn_clustering.data.tokenizer import encode, load_tokenizer, train_tokenizer
 from attn_clustering.data.topics import NO_TOPIC, assign_topics
@@ -149,8 +149,7 @@ def _source_hashes(config: CorpusConfig) -> dict[str, Any]:
         if source.startswith("hf:") or not path.exists():
             found[source] = None  # a missing file is reported when it is read
         elif path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES))
-            found[source] = {str(p.relative_to(path)): hash_file(p) for p in files}
+            found[source] = {str(p.relative_to(path)): hash_file(p) for p in files_in(path)}
         else:
             found[source] = hash_file(path)
     return found

@@ -8,6 +8,7 @@ known, it replaces the sampled value (a control variate), so that few sequences 
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Sequence
@@ -29,8 +30,11 @@ from attn_clustering.data.languages import (
     unigrams,
 )
 from attn_clustering.data.settings import LANGUAGES, SPECIALS, DataConfigError, LanguageConfig, SegmentLaw
+from attn_clustering.folders import read_object
 
 FLOORS = "bayes_floor_by_seed"
+WANTED = ("ln_vocab", "unigram_filter", "bayes_floor")
+"""Levels that reports draw."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ def kept_levels(file: Path, language: LanguageConfig, seeds: Sequence[int]) -> d
     made or completed. A seed has a language of its own, and small ones differ in their floor."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if file.is_file():
-        found: dict[str, Any] = json.loads(file.read_text())
+        found = read_object(file, "delete it, and it is made again", *WANTED)
     else:
         found = json.loads(levels(replace(language, seed=seeds[0]), device=device).to_json())
         found[FLOORS] = {str(seeds[0]): found["bayes_floor"]["value"]}
@@ -166,7 +170,7 @@ def corpus_levels(folder: Path, *, n_sequences: int = 256, device: str | torch.d
     """What can be said about a prepared text corpus, by the names of `Levels`: no transition matrices, so no floor.
 
     Unigrams are counted on the training sequences (one added to each count) and scored on the first `n_sequences`
-    held-out ones. Raises UserError when the folder was not prepared.
+    held-out ones. Raises UserError when the folder was not prepared, or holds out a single sequence.
     """
     from attn_clustering.data import corpus
 
@@ -174,6 +178,8 @@ def corpus_levels(folder: Path, *, n_sequences: int = 256, device: str | torch.d
     vocab, n_topics = facts["vocab"], len(facts["names"])
     law = SegmentLaw(facts["seq_len"], n_topics, tuple(facts["segments"]), facts["min_segment"])
     train, val = corpus.load(folder, "train"), corpus.load(folder, "val").to(device)
+    if len(val) < 2:
+        raise DataConfigError(f"{folder} holds out {len(val)} sequence: a standard error needs at least 2")
     tokens_NT, truth_NT = val.tokens_NT[:n_sequences].long(), val.topics_NT[:n_sequences].long()
     pairs = train.topics_NT.flatten().long() * vocab + train.tokens_NT.flatten()
     counts_KV = torch.bincount(pairs, minlength=n_topics * vocab).view(n_topics, vocab).to(device).double() + 1
@@ -257,11 +263,15 @@ def main(name: str, *, as_json: bool = False, n_sequences: int = 512, device: st
         if as_json:
             return json.dumps({key: asdict(level) for key, level in found.items()}, indent=2, allow_nan=False) + "\n"
         return _table(found, f"text corpus {name}")
-    raise DataConfigError(f"no language {name!r} and no such folder; the languages are {', '.join(LANGUAGES)}")
+    close = difflib.get_close_matches(name, LANGUAGES, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise DataConfigError(
+        f"no language {name!r}{hint}, and no folder of a corpus; the languages are {', '.join(LANGUAGES)}"
+    )
 
 
 def _table(found: dict[str, Level], what: str) -> str:
     lines = [
         f"{name:28} {level.value:8.4f}" + (f" +- {level.se:.4f}" if level.se else "") for name, level in found.items()
     ]
-    return "\n".join([f"{'level':28} {'value':>8}  ({what})", *lines])
+    return "\n".join([f"{'level':28} {'value':>8}  ({what}; losses and entropies in nats)", *lines])

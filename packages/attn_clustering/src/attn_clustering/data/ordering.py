@@ -113,7 +113,10 @@ def plan(
         raise PlanError(f"cooldown={cooldown}: a fraction of the steps, between 0 and 1")
     total = steps * batch
     if epochs == "fresh" and n < total:
-        raise PlanError(f"fresh data: {steps} steps of {batch} need {total:,} sequences, there are {n:,}")
+        raise PlanError(
+            f"fresh data: {steps} steps of {batch} need {total:,} sequences, there are {n:,}: set train_sequences "
+            "(--data.language.train-sequences), or lower steps or batch"
+        )
     cooldown_steps = round(cooldown * steps)
     main = total - cooldown_steps * batch
     dominant_N = dominant_N.cpu().long()
@@ -134,6 +137,15 @@ def plan(
         if shared:
             parts.append(torch.cat(shared)[: total - main])
     return Plan(kind, torch.cat(parts), steps, batch, total / n, cooldown_steps)
+
+
+def beginning(whole: Plan, steps: int, n_sequences: int) -> Plan:
+    """The first `steps` steps of a plan over `n_sequences`. Raises PlanError when it has fewer."""
+    if steps > whole.steps:
+        raise PlanError(f"{steps} steps of an order that has {whole.steps}: recalibrate for a smaller fraction")
+    index_S = whole.index_S[: steps * whole.batch]
+    cooldown_steps = max(0, steps - (whole.steps - whole.cooldown_steps))
+    return Plan(whole.kind, index_S, steps, whole.batch, len(index_S) / n_sequences, cooldown_steps)
 
 
 _SHUFFLE, _LABELS, _SUBSET, _COOLDOWN = range(4)

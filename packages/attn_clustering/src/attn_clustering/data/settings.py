@@ -171,10 +171,16 @@ class CorpusConfig:
             (0 < self.min_words <= self.max_words, f"min_words={self.min_words}, max_words={self.max_words}"),
             (0.0 < self.val_fraction < 1.0, f"val_fraction={self.val_fraction}: between 0 and 1"),
             (
-                min(self.train_sequences or 1, self.val_sequences or 1) > 0,
+                all(n is None or n > 0 for n in (self.train_sequences, self.val_sequences)),
                 "train_sequences and val_sequences: positive, or null for one pass over the tokens",
             ),
             (self.dedup_ngram >= 2, f"dedup_ngram={self.dedup_ngram}: at least 2"),
+            (self.seq_len >= 2, f"seq_len={self.seq_len}: at least 2, or there is no next token"),
+            (
+                self.max_documents is None or self.max_documents > 0,
+                f"max_documents={self.max_documents}: at least 1, or null for all",
+            ),
+            (0 <= self.seed < 2**32, f"seed={self.seed}: from 0 to 2^32 - 1"),
         ]
         for ok, message in checks:
             if not ok:

@@ -47,11 +47,18 @@ def files_of(source: str) -> list[Path]:
     if not path.exists():
         raise SourceError(f"no file or folder {path}")
     if not path.is_dir():
+        if not path.name.endswith(SUFFIXES):
+            raise SourceError(f"{path}: unknown format; known are {', '.join(SUFFIXES)}")
         return [path]
-    files = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES))
+    files = files_in(path)
     if not files:
         raise SourceError(f"{path} holds no {', '.join(SUFFIXES)} file")
     return files
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The text files in a folder and its subfolders, by path."""
+    return sorted(p for p in folder.rglob("*") if p.name.endswith(SUFFIXES) and p.is_file())
 
 
 def _read(source: str, config: CorpusConfig) -> Iterator[Document]:
@@ -65,12 +72,11 @@ def _read_file(path: Path, config: CorpusConfig) -> Iterator[Document]:
         return _jsonl(path, config)
     if path.suffix == ".parquet":
         return _parquet(path, config)
-    if path.suffix == ".txt":
-        return _text(path, config)
-    raise SourceError(f"{path}: unknown format; known are {', '.join(SUFFIXES)}")
+    return _text(path, config)
 
 
 def _jsonl(path: Path, config: CorpusConfig) -> Iterator[Document]:
+    number = 0
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
@@ -79,7 +85,7 @@ def _jsonl(path: Path, config: CorpusConfig) -> Iterator[Document]:
     except SourceError:
         raise
     except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
-        raise SourceError(f"{path} cannot be read as {path.suffixes[0]} lines: {error}") from error
+        raise SourceError(f"{path} cannot be read as lines of JSON (near line {max(number, 1)}: {error})") from error
 
 
 def _parquet(path: Path, config: CorpusConfig) -> Iterator[Document]:

@@ -96,7 +96,7 @@ def _plus_plus(x_ND: Tensor, clusters: int, rng: np.random.Generator) -> Tensor:
 def _given(config: CorpusConfig, texts: Sequence[str], given: Sequence[str | None], is_train: np.ndarray) -> Topics:
     words: Tally[str] = Tally()
     for text, topic, train in zip(texts, given, is_train, strict=True):
-        if topic is not None and train:
+        if topic and train:
             words[topic] += text.count(" ") + 1
     if len(words) < config.clusters:
         raise UserError(
@@ -116,7 +116,14 @@ def _lsa(config: CorpusConfig, texts: Sequence[str], is_train: np.ndarray) -> np
 
     train = [text for text, keep in zip(texts, is_train, strict=True) if keep]
     vectorizer = TfidfVectorizer(max_features=30_000, sublinear_tf=True, stop_words="english", dtype=np.float32)
-    tfidf = vectorizer.fit_transform(train)
+    try:
+        tfidf = vectorizer.fit_transform(train)
+    except ValueError as error:  # nothing but stop words
+        raise UserError(
+            f"the training text has no words to cluster by ({error}): give labels (embedder=given)"
+        ) from error
+    if min(tfidf.shape) < 2:
+        raise UserError(f"{tfidf.shape[0]} training paragraphs of {tfidf.shape[1]} words cannot be clustered: add text")
     svd = TruncatedSVD(min(128, *(n - 1 for n in tfidf.shape)), random_state=config.seed).fit(tfidf)
     return _unit(svd.transform(vectorizer.transform(texts)))
 
