@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -186,3 +187,72 @@ def test_two_processes_train_under_torchrun(folders, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("held-out events (simulated data)") == 1
     assert (tmp_path / "run" / "DONE.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "says"),
+    [
+        (["simulate", "--out", "{tmp}/s", "--events", "3", "--device", "tpu"], 1, "--device tpu"),
+        (["simulate", "--out", "{tmp}/s", "--events", "3", "--device", "tpu", "--shards", "1"], 1, "--device tpu"),
+        (["oracle", "--device", "tpu"], 1, "--device tpu"),
+        (["oracle", "--seed", "-1"], 1, "seed -1"),
+        (["oracle", "--scan", "-3"], 2, "-3 is not"),
+        (["evaluate", "{run}", "--oracle", "-1"], 2, "-1 is not"),
+        (["evaluate", "{run}", "--drop-seen"], 1, "--data DIR"),
+        (["analyze", "{run}", "--drop-seen"], 1, "--data DIR"),
+        (["analyze", "{run}", "--events", "1"], 1, "at least two events"),
+        (["analyze", "{run}", "--permuted", "1"], 1, "at least two events"),
+        (["compare", "{run}", "{run}", "--out", "{tmp}/x.json"], 1, "is written as .html"),
+        (["predict", "{run}", "--data", "{other}", "--out", "{tmp}"], 1, "is a folder"),
+        (["inspect", "{other}", "--plot", "{tmp}/x.xyz"], 1, "drawn as .png"),
+        (["cache", "{other}", "--out", "{run}"], 1, "is not an event store"),
+        (["cache", "{other}", "--out", "{other}"], 1, "is not an event store"),
+        (["plan", "--epochs", "inf"], 2, "inf is not"),
+        (["ablate", "choices", "--dry-run", "--seeds", "-1"], 1, "none is below 0"),
+        (["ablate", "choices", "--dry-run", "--seeds", "0", "0"], 1, "each may stand there once"),
+        (["train", "quick", "--out", "{tmp}/r", "--model.heads", "7"], 1, "model.heads = 7"),
+        (["train", "quick", "--out", "{tmp}/r", "--optim.vmf-weight", "0", "--optim.angle-weight", "0"], 1, "both 0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_and_leaves_nothing(argv, code, says, folders, tmp_path, capfd):
+    known = {"{tmp}": tmp_path, "{run}": folders / "run", "{other}": folders / "other"}
+    for name, path in known.items():
+        argv = [word.replace(name, str(path)) for word in argv]
+    try:
+        got = main(argv)
+    except SystemExit as stop:
+        got = stop.code
+    assert got == code
+    assert says in capfd.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_simulate_leaves_other_peoples_folders_alone(folders, tmp_path, capsys):
+    (tmp_path / "sensor_geometry.csv").write_text("mine")
+    assert main(["simulate", "--out", str(tmp_path), "--events", "3"]) == 1
+    assert "already holds sensor_geometry.csv" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["sensor_geometry.csv"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "command", "says"),
+    [
+        ("analysis.json", "{", "compare", "not valid JSON"),
+        ("analysis.json", "{}", "compare", "lacks absent"),
+        ("manifest.json", "{}", "evaluate", "lacks cuda"),
+        ("manifest.json", None, "evaluate", "no manifest.json"),
+        ("evaluation.json", '{"label": "x", "n_events": 3, "predictors": [1]}', "report", "is no evaluation"),
+    ],
+)
+def test_damaged_files_of_a_run_are_named(file, content, command, says, folders, tmp_path, capsys):
+    run = shutil.copytree(folders / "run", tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["data"] = None  # as of a run that simulated its events
+    (run / "config.json").write_text(json.dumps(config))
+    (run / file).unlink(missing_ok=True)
+    if content is not None:
+        (run / file).write_text(content)
+    assert main([command, str(run), *([str(folders / "run")] if command == "compare" else [])]) == 1
+    error = capsys.readouterr().err
+    assert says in error
+    assert file in error

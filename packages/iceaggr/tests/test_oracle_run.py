@@ -11,7 +11,7 @@ import pytest
 import torch
 from iceaggr.cli import main
 from iceaggr.geometry import icecube86
-from iceaggr.oracle.run import held_out_errors
+from iceaggr.oracle.run import STORE, held_out_errors
 from iceaggr.oracle.truth import Known, folder_simulation, read_known
 from iceaggr.sim.config import SimConfig
 from iceaggr.sim.write import simulate_folder
@@ -74,3 +74,20 @@ def test_the_command_says_what_it_measured(folder: Path, tmp_path: Path, capsys)
     assert printed["label"] == "simulated data"
     assert printed["settings"]["scan"] == 1
     assert 0 <= printed["self_test"]["direction"]["within 90%"] <= 1
+
+
+@pytest.mark.parametrize(("text", "says"), [("{", "not valid JSON"), ("[]", "no JSON object"), ("{}", "does not say")])
+def test_a_damaged_record_of_a_simulation_is_named(text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "simulation.json").write_text(text)
+    with pytest.raises(UserError, match=says):
+        folder_simulation(tmp_path)
+
+
+def test_damaged_errors_of_the_oracle_are_named(folder: Path, make_pulses) -> None:
+    store = folder / STORE
+    store.write_bytes(b"junk")
+    try:
+        with pytest.raises(UserError, match=r"oracle\.npz is not a readable"):
+            held_out_errors(folder, make_pulses([30]), torch.device("cpu"))
+    finally:
+        store.unlink()

@@ -151,3 +151,48 @@ def test_files_that_are_something_else(tmp_path):
     convert([good], tmp_path / "out2")
     with pytest.raises(UserError, match="not empty"):
         convert([good], tmp_path / "out2")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "says"),
+    [
+        ("t", float("nan"), "t nan"),
+        ("t", float("inf"), "t inf"),
+        ("t", 1e30, "t 1e"),
+        ("sensor_id", None, "sensor_id None"),
+        ("sensor_pos_x", float("nan"), "sensor_pos_x nan"),
+        ("charge", -1.0, "charge -1"),
+        ("charge", float("nan"), "charge nan"),
+    ],
+)
+def test_photons_that_make_no_sense_are_named_and_nothing_is_left(tmp_path, column, value, says):
+    good = write(tmp_path / "p.parquet", [({dom(5): [1.0, 30.0]}, (1.0, 1.0))], charge=True)
+    lists = pl.read_parquet(good)["photons"].struct.unnest()
+    photons = {name: lists[name].to_list() for name in lists.columns}
+    photons[column][0][1] = value
+    bad = pl.DataFrame(photons, schema=lists.schema).select(photons=pl.struct(pl.all()))
+    bad.hstack(pl.read_parquet(good).select("mc_truth")).write_parquet(tmp_path / "bad.parquet")
+    with pytest.raises(DataError, match=says):
+        convert([tmp_path / "bad.parquet"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_words_among_numbers_and_uneven_lists_are_named(tmp_path):
+    good = pl.read_parquet(write(tmp_path / "p.parquet", [({dom(5): [1.0, 30.0]}, (1.0, 1.0))]))
+    words = good.with_columns(pl.col("photons").struct.with_fields(string_id=pl.lit(["a", "b"])))
+    uneven = good.with_columns(pl.col("photons").struct.with_fields(t=pl.lit([1.0])))
+    angle = good.with_columns(pl.col("mc_truth").struct.with_fields(initial_state_zenith=pl.lit("x")))
+    for name, frame in {"words": words, "uneven": uneven, "angle": angle}.items():
+        frame.write_parquet(tmp_path / f"{name}.parquet")
+        with pytest.raises(DataError, match="not as Prometheus writes it"):
+            convert([tmp_path / f"{name}.parquet"], tmp_path / "out")
+
+
+def test_a_second_file_that_fails_leaves_no_half_folder(tmp_path):
+    good = write(tmp_path / "a.parquet", [({dom(5): [1.0]}, (1.0, 1.0))])
+    bad = write(tmp_path / "b.parquet", [({dom(5): [1.0]}, (float("nan"), 1.0))])
+    with pytest.raises(DataError, match="not finite"):
+        convert([good, bad], tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+    assert convert([good], tmp_path / "out")["events"] == 1
+    assert not (tmp_path / "out" / ".partial").exists()

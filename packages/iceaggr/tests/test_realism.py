@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from iceaggr.data.kaggle import KaggleFolder
 from iceaggr.data.pulses import Pulses
-from iceaggr.realism import TARGETS, compare, save_qq_figure, statistics, table
+from iceaggr.realism import TARGETS, compare, qq_figure, save_qq_figure, statistics, table
 from iceaggr.sim.stream import iter_events
 
 
@@ -107,6 +107,11 @@ def test_comparison_judges_by_tolerance() -> None:
 def test_figure_is_written(make_pulses: Callable[..., Pulses], tmp_path: Path) -> None:
     save_qq_figure(statistics([make_pulses([50] * 20)]), tmp_path / "qq.png", "simulated data")
     assert (tmp_path / "qq.png").stat().st_size > 10_000
+
+
+def test_quantiles_are_joined_in_their_order(make_pulses: Callable[..., Pulses]) -> None:
+    for axes in qq_figure(statistics([make_pulses([20, 50, 90])]), "simulated data").axes:
+        assert (np.diff(axes.lines[1].get_xdata()) > 0).all()
 
 
 def test_the_simulator_is_close_with_few_events() -> None:

@@ -73,6 +73,7 @@ def test_every_fault_of_the_event_table_is_named(field, at, value, error, row, s
         ("charge_P", 2, np.nan, schema.ChargeError, "charge nan"),
         ("charge_P", 2, -0.025, schema.ChargeError, "charge -0.025"),
         ("charge_P", 2, np.inf, schema.ChargeError, "charge inf"),
+        ("charge_P", 2, 3e38, schema.ChargeError, "charge 3e"),
         ("charge_P", 2, 1e300, schema.ChargeError, "charge 1e"),
         ("time_P", 3, 9, schema.UnsortedTimesError, "time 9 is before the previous pulse of event 5 at 11"),
         ("event_id_P", 5, 12, schema.EventIdError, "gives this row to event 9"),

@@ -14,8 +14,10 @@ from iceaggr.cli import main
 from iceaggr.config import ModelConfig, TrainConfig
 from iceaggr.data.kaggle import KaggleFolder, write_batch, write_meta
 from iceaggr.data.schema import Events
+from iceaggr.geometry import icecube86, write_geometry_csv
 from iceaggr.models.build import build_model
 from iceaggr.plan import host_bytes_per_event, plan
+from iceaggr.predict import display_event
 from iceaggr.submission import SubmissionError, angle_text, check_sample, check_submission
 from lab_shared.checkpoint import save_weights
 from lab_shared.config import to_json
@@ -93,6 +95,28 @@ def test_predict_applies_the_temperature(run, folder, tmp_path, capsys):
     assert "temperature 4.000" in sky["calibration"]
     assert sky["event_id"] == 1000
     assert (tmp_path / "s.png").exists()
+
+
+def test_a_prediction_that_fails_leaves_nothing(run, folder, tmp_path):
+    batch = sorted((folder / "test").glob("batch_*.parquet"))[-1]
+    batch.write_bytes(batch.read_bytes()[:-50])
+    command = ["predict", str(run), "--data", str(folder), "--device", "cpu", "--out", str(tmp_path / "out" / "a.csv")]
+    assert main(command) == 1
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_display_looks_at_the_array_the_run_was_given(run, folder, tmp_path, monkeypatch):
+    lifted = replace(icecube86(), xyz=icecube86().xyz + (0, 0, 100))
+    write_geometry_csv(tmp_path / "lifted.csv", lifted)
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["geometry"] = str(tmp_path / "lifted.csv")
+    (run / "config.json").write_text(json.dumps(config))
+    seen = []
+    monkeypatch.setattr("iceaggr.display.write_display", lambda path, event, xyz, label: seen.append((event, xyz)))
+    display_event(folder, 1007, tmp_path / "event.png", run_dir=run, device="cpu")
+    event, xyz = seen[0]
+    assert np.array_equal(xyz, lifted.xyz)
+    assert event.predicted is not None
 
 
 def test_display_as_a_still(folder, tmp_path):

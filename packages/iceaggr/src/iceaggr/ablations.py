@@ -208,6 +208,8 @@ def ablate(
     OUT/runs/NAME-seedS are the runs; results.json, curves.json, errors/NAME.npz and report.html remain of them. dry_run
     only lists the runs.
     """
+    if len(set(budget.seeds)) < len(budget.seeds) or min(budget.seeds) < 0:
+        raise UserError(f"seeds {budget.seeds}: each may stand there once, and none is below 0")
     if dry_run:
         data = DataConfig(data="(simulated before the runs)", store=budget.store)
         names = [job.name for job in jobs(of, budget, data)]
@@ -215,8 +217,6 @@ def ablate(
         seen = sum(v.share for v in trained) * budget.events * budget.epochs * len(budget.seeds)
         text = "\n".join(names) + f"\n{len(names)} jobs, {seen:,.0f} events to train on in all (simulated data)"
         return {"name": of.name, "jobs": names, "events_seen": seen, "text": text}
-    if len(set(budget.seeds)) < len(budget.seeds):
-        raise UserError(f"seeds {budget.seeds}: each may stand there once")
     out = out.resolve()
     make_folder(out)
     data = shared_data(budget)

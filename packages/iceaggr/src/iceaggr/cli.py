@@ -25,7 +25,7 @@ from lab_shared.command import (
 from lab_shared.train_command import TrainWords, add_train, chosen_config, dry_run_text, recorded_time
 
 from iceaggr import __version__
-from iceaggr.cli_studies import add_studies
+from iceaggr.cli_studies import add_studies, need_data_to_drop, whole_number
 from iceaggr.config import PRESETS, TrainConfig
 
 
@@ -83,7 +83,9 @@ def program() -> Program:
     sub = add("evaluate", _evaluate, "Score a run on labelled events it was not trained on, beside the baselines.")
     _run_and_data(sub, "labelled folder; default: the run's own held-out events, and the scores are kept in RUN")
     sub.add_argument("--drop-seen", action="store_true", help="skip events the run was trained on instead of refusing")
-    sub.add_argument("--oracle", type=int, default=0, metavar="N", help="fit the simulator's likelihood to N of them")
+    sub.add_argument(
+        "--oracle", type=whole_number, default=0, metavar="N", help="fit the simulator's likelihood to N of them"
+    )
     json_flag(sub)
 
     sub = add(
@@ -198,6 +200,7 @@ def _record() -> Path:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    need_data_to_drop(args)
     shared = {"max_events": args.events, "device": args.device, "oracle": args.oracle}
     if args.data is None:
         from iceaggr.own_events import evaluate_own

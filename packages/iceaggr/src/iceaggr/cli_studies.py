@@ -13,14 +13,21 @@ from lab_shared.command import (
     engine_flags,
     engine_options,
     json_flag,
+    positive_float,
     positive_int,
     print_result,
     write_record,
 )
+from lab_shared.errors import UserError
 
 from iceaggr.config import STUDIES
 
 Add = Callable[..., argparse.ArgumentParser]
+
+
+def whole_number(text: str) -> int:
+    """0 or a positive number, for argparse's `type`; its error names what was given."""
+    return 0 if text == "0" else positive_int(text)
 
 
 def add_studies(add: Add) -> None:
@@ -44,7 +51,7 @@ def add_studies(add: Add) -> None:
     sub.add_argument("--data", type=Path, metavar="DIR", help="simulated folder; default: simulate with --seed")
     sub.add_argument("--events", type=positive_int, default=200, metavar="N")
     sub.add_argument("--seed", type=int, default=0, metavar="S")
-    sub.add_argument("--scan", type=int, metavar="N", help="directions of the coarse scan")
+    sub.add_argument("--scan", type=whole_number, metavar="N", help="directions of the coarse scan; 0: none")
     sub.add_argument("--out", type=Path, metavar="JSON", help="write the record here as well")
     device_flag(sub)
     json_flag(sub)
@@ -75,7 +82,7 @@ def add_studies(add: Add) -> None:
 
     sub = add("plan", _plan, "Disk, memory and time of a training on N events, from measured speeds.")
     sub.add_argument("--events", type=positive_int, default=131_953_924, metavar="N", help="default: all of Kaggle's")
-    sub.add_argument("--epochs", type=float, default=4.0)
+    sub.add_argument("--epochs", type=positive_float, default=4.0, metavar="E")
     sub.add_argument("--preset", default="5M", help="a preset the record has a training speed of")
     sub.add_argument("--gpus", type=positive_int, metavar="N", help="default: 1, or those of the run")
     sub.add_argument("--record", type=Path, metavar="PATH", help="what `iceaggr bench --out` wrote, or a run")
@@ -85,7 +92,7 @@ def add_studies(add: Add) -> None:
     sub.add_argument("study", choices=STUDIES)
     sub.add_argument("--events", type=positive_int, default=1_000_000, metavar="N", help="training events in the store")
     sub.add_argument("--held-out", type=positive_int, metavar="N", help="default: 200,000 on a GPU, 20,000 without")
-    sub.add_argument("--epochs", type=float, default=10.0, metavar="E")
+    sub.add_argument("--epochs", type=positive_float, default=10.0, metavar="E")
     sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S")
     sub.add_argument("--only", nargs="+", metavar="VARIANT", help="only these, and the comparisons between them")
     sub.add_argument("--recipe", choices=("package", "seed"), default="package", help="seed: AdamW on the angle")
@@ -97,6 +104,14 @@ def add_studies(add: Add) -> None:
     engine_flags(sub)
     dry_run_flag(sub)
     json_flag(sub)
+
+
+def need_data_to_drop(args: argparse.Namespace) -> None:
+    """Raise UserError for --drop-seen without --data."""
+    if args.drop_seen and args.data is None:
+        raise UserError(
+            "--drop-seen chooses among the events of --data DIR; a run's own held-out events are all unseen"
+        )
 
 
 def _ablate(args: argparse.Namespace) -> None:
@@ -134,6 +149,7 @@ def _ablate(args: argparse.Namespace) -> None:
 
 
 def _analyze(args: argparse.Namespace) -> None:
+    need_data_to_drop(args)
     from iceaggr.analysis.analyze import analyze_run
 
     result = analyze_run(

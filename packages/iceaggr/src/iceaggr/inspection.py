@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lab_shared.errors import UserError
+from lab_shared.files import make_folder
+
 from iceaggr.data.kaggle import KaggleFolder, slice_events
 from iceaggr.data.prepare import data_label
 from iceaggr.data.pulses import Pulses
@@ -15,8 +18,12 @@ from iceaggr.realism import compare, save_qq_figure, statistics, table
 def inspect_folder(folder: Path, *, max_events: int | None = None, plot: Path | None = None) -> dict[str, Any]:
     """Figures of the first `max_events` events of a folder; the comparison as text is under "text".
 
-    plot: also draw quantiles against the published ones into this PNG.
+    plot: also draw quantiles against the published ones into this PNG. Raises UserError for another ending.
     """
+    if plot is not None:
+        if plot.suffix != ".png":
+            raise UserError(f"{plot}: Q-Q plots are drawn as .png")
+        make_folder(plot.parent)
     source = KaggleFolder(folder)
     found = statistics(_batches(source, max_events))
     rows = compare(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from lab_shared.arrays import load_array
 from lab_shared.errors import UserError
+from lab_shared.report_files import read_object
 from lab_shared.runs import pick_device
 
 from iceaggr.config import TrainConfig
@@ -79,7 +79,9 @@ def _own_folder(run_dir: Path, config: TrainConfig) -> Path:
     if config.data.data is not None:
         folder = Path(config.data.data)
     else:
-        manifest = json.loads((run_dir / "manifest.json").read_text())
+        manifest = read_object(run_dir / "manifest.json", ("cuda",))
+        if manifest is None:
+            raise UserError(f"{run_dir} has no manifest.json to say what its events were simulated on: give --data")
         device = "cpu" if manifest["cuda"] is None else "cuda"
         n = (config.data.train_events or 0) + config.data.val_events
         folder = Path(config.data.store) / f"simulated-{device}-{n}-seed{config.seed}"

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from lab_shared.attention import Mask
 from lab_shared.checkpoint import load_weights
+from lab_shared.errors import UserError
+from lab_shared.files import make_folder
 from lab_shared.progress import Counter
 from lab_shared.runs import finished_run, pick_device
 from torch import nn
@@ -155,7 +157,11 @@ def predict_folder(
 
     Raises:
         SubmissionError: the folder's tables disagree about which events it has.
+        UserError: `out` is a folder.
     """
+    if out.is_dir():
+        raise UserError(f"{out} is a folder: give --out a file, such as {out / 'submission.csv'}")
+    make_folder(out.parent)
     where = pick_device(device)
     config, model = load_run(run_dir, where)
     calibration = load_calibration(run_dir)
@@ -163,31 +169,33 @@ def predict_folder(
     source = test_first(folder) if split == "auto" else KaggleFolder(folder, split)
     tables = Tables.of(folder_geometry(folder, config.data.geometry), where)
     total = source.n_events if max_events is None else min(max_events, source.n_events)
-    out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(out.name + ".partial")
     ids: list[np.ndarray] = []
     done = 0
-    with partial.open("w", newline="") as handle, Counter("predicting", total, "events") as counter:
-        writer = csv.writer(handle)
-        writer.writerow(["event_id", "azimuth", "zenith"] + ([] if strict else ["kappa"]))
-        for batch_id in source.batch_ids:
-            if done == total:
-                break
-            pulses = source.read_batch(batch_id)
-            cache = EventCache.in_memory(pulses)
-            keep = np.arange(min(cache.n_events, total - done))
-            v_N3 = predict_events(model, cache, keep, config, tables)
-            azimuth, zenith = (angle_text(angle) for angle in vector_to_angles(v_N3))
-            kappa = (f"{x:.9g}" for x in np.linalg.norm(v_N3, axis=1) / temperature)
-            rows = zip(cache.event_id[keep].tolist(), azimuth, zenith, kappa, strict=True)
-            writer.writerows(row[:3] if strict else row for row in rows)
-            ids.append(cache.event_id[keep])
-            done += keep.size
-            counter.show(done)
-    if done == source.n_events:
-        check_sample(source, np.concatenate(ids))
-    check_submission(partial, chain.from_iterable(map(np.ndarray.tolist, ids)), strict=strict)
-    os.replace(partial, out)
+    try:
+        with partial.open("w", newline="") as handle, Counter("predicting", total, "events") as counter:
+            writer = csv.writer(handle)
+            writer.writerow(["event_id", "azimuth", "zenith"] + ([] if strict else ["kappa"]))
+            for batch_id in source.batch_ids:
+                if done == total:
+                    break
+                pulses = source.read_batch(batch_id)
+                cache = EventCache.in_memory(pulses)
+                keep = np.arange(min(cache.n_events, total - done))
+                v_N3 = predict_events(model, cache, keep, config, tables)
+                azimuth, zenith = (angle_text(angle) for angle in vector_to_angles(v_N3))
+                kappa = (f"{x:.9g}" for x in np.linalg.norm(v_N3, axis=1) / temperature)
+                rows = zip(cache.event_id[keep].tolist(), azimuth, zenith, kappa, strict=True)
+                writer.writerows(row[:3] if strict else row for row in rows)
+                ids.append(cache.event_id[keep])
+                done += keep.size
+                counter.show(done)
+        if done == source.n_events:
+            check_sample(source, np.concatenate(ids))
+        check_submission(partial, chain.from_iterable(map(np.ndarray.tolist, ids)), strict=strict)
+        os.replace(partial, out)
+    finally:
+        partial.unlink(missing_ok=True)
     said = f"kappa as the model gives it (no {CALIBRATION})" if calibration is None else calibration.said(run_dir)
     print(f"iceaggr: {said}", file=sys.stderr)
     return done
@@ -209,6 +217,7 @@ def display_event(
         where = pick_device(device)
         config, model = load_run(run_dir, where)
         store = EventCache.in_memory(pulses)
+        geometry = folder_geometry(folder, config.data.geometry)  # the array that `predict` looks at
         v_3 = predict_events(model, store, np.zeros(1, dtype=np.int64), config, Tables.of(geometry, where))[0]
         kappa = float(np.linalg.norm(v_3))
         predicted = v_3 / kappa

@@ -13,7 +13,9 @@ No noise, no trigger, no electronics: a model trained on these events must not b
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 TRIGGER_NS = 9867
+_PARTIAL = ".partial"
 EVENTS_PER_FILE = 50_000
 _SAME_PLACE = 0.5  # m: sensors this close to an IceCube DOM are that DOM
 _TRUTH_COLUMNS = {"event_id": "Int64", "type": "String", **dict.fromkeys(("energy", "x", "y", "z"), "Float64")}
@@ -70,56 +73,72 @@ def convert(
         UserError: `out` holds files already, or there are more than 5,160 sensors.
         DataError: a file is not Prometheus's; the message names the file and the column.
     """
-    if out.exists() and any(out.iterdir()):
+    import polars as pl
+
+    if out.exists() and any(path.name != _PARTIAL for path in out.iterdir()):
         raise UserError(f"{out} is not empty; choose a new folder")
     sensors = _Sensors.of(files)
     events: dict[int, Events] = {}
     truth: list[pl.DataFrame | None] = []
     total = sum(count_rows(file) for file in files)
     done = kept = agreeing = fitted = 0
-    make_folder(out / "train")
-    with Counter("converting", total, "events") as counter:
-        for file in files:
-            for first in range(0, count_rows(file), events_per_file):
-                block = read_block(file, first, events_per_file)
-                pulses, rows = _pulses(block, done, sensors, merge_ns)
-                labels = labels_of(block, rows, direction, file)
-                done += block.height
-                counter.show(done)
-                if not rows.size:
-                    continue
-                batch = len(events) + 1
-                write_batch(out / "train" / f"batch_{batch}.parquet", pulses)
-                ends = pulses.offsets_E1[1:].numpy() - 1
-                starts = pulses.offsets_E1[:-1].numpy()
-                azimuth, zenith = vector_to_angles(labels)
-                events[batch] = Events(pulses.event_id_E.numpy(), starts, ends, azimuth, zenith)
-                truth.append(truth_of(block, rows, pulses.event_id_E.numpy()))
-                kept += rows.size
-                cosine_E = _line_fit_cosine(pulses, sensors.geometry.xyz, labels)
-                agreeing, fitted = agreeing + int((cosine_E > 0).sum()), fitted + cosine_E.size
-    if not kept:
-        raise UserError(f"no event of {', '.join(map(str, files))} has a photon: nothing to convert")
-    import polars as pl
-
-    write_meta(out / "train_meta.parquet", events)
-    known = [table for table in truth if table is not None]
-    if len(known) == len(truth):
-        write_table(out / TRUTH_FILE, pl.concat(known), _TRUTH_COLUMNS)
-    write_geometry_csv(out / "sensor_geometry.csv", sensors.geometry)
-    record = {
-        "note": "simulated data: converted from Prometheus files, not recorded by IceCube",
-        "files": [file.name for file in files],
-        "direction": direction,
-        "merge_ns": merge_ns,
-        "events": kept,
-        "events_without_light": total - kept,
-        "sensors": sensors.n,
-        "geometry": "IceCube-86" if sensors.icecube else "of the files",
-        "line_fit_agrees": agreeing / max(fitted, 1),
-    }
-    atomic_write(out / "simulation.json", json.dumps(record, indent=1) + "\n")
+    with _new_folder(out) as made:
+        with Counter("converting", total, "events") as counter:
+            for file in files:
+                for first in range(0, count_rows(file), events_per_file):
+                    block = read_block(file, first, events_per_file)
+                    pulses, rows = _pulses(block, file, done, sensors, merge_ns)
+                    labels = labels_of(block, rows, direction, file)
+                    done += block.height
+                    counter.show(done)
+                    if not rows.size:
+                        continue
+                    batch = len(events) + 1
+                    write_batch(made / "train" / f"batch_{batch}.parquet", pulses)
+                    ends = pulses.offsets_E1[1:].numpy() - 1
+                    starts = pulses.offsets_E1[:-1].numpy()
+                    azimuth, zenith = vector_to_angles(labels)
+                    events[batch] = Events(pulses.event_id_E.numpy(), starts, ends, azimuth, zenith)
+                    truth.append(truth_of(block, rows, pulses.event_id_E.numpy()))
+                    kept += rows.size
+                    cosine_E = _line_fit_cosine(pulses, sensors.geometry.xyz, labels)
+                    agreeing, fitted = agreeing + int((cosine_E > 0).sum()), fitted + cosine_E.size
+        if not kept:
+            raise UserError(f"no event of {', '.join(map(str, files))} has a photon: nothing to convert")
+        write_meta(made / "train_meta.parquet", events)
+        known = [table for table in truth if table is not None]
+        if len(known) == len(truth):
+            write_table(made / TRUTH_FILE, pl.concat(known), _TRUTH_COLUMNS)
+        write_geometry_csv(made / "sensor_geometry.csv", sensors.geometry)
+        record = {
+            "note": "simulated data: converted from Prometheus files, not recorded by IceCube",
+            "files": [file.name for file in files],
+            "direction": direction,
+            "merge_ns": merge_ns,
+            "events": kept,
+            "events_without_light": total - kept,
+            "sensors": sensors.n,
+            "geometry": "IceCube-86" if sensors.icecube else "of the files",
+            "line_fit_agrees": agreeing / max(fitted, 1),
+        }
+        atomic_write(made / "simulation.json", json.dumps(record, indent=1) + "\n")
     return record | {"out": str(out), "text": _text(record, out)}
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder inside `out` whose files move up at the end, train/ last, so that `out` never looks like half a set."""
+    is_new, made = not out.exists(), out / _PARTIAL
+    shutil.rmtree(made, ignore_errors=True)  # of a killed process
+    try:
+        make_folder(made / "train")
+        yield made
+        for path in sorted(made.iterdir(), key=lambda path: path.name == "train"):
+            path.replace(out / path.name)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        if is_new and out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
 
 
 class _Sensors:
@@ -137,7 +156,7 @@ class _Sensors:
         for file in files:
             check_layout(file)
             for first in range(0, count_rows(file), EVENTS_PER_FILE):
-                photons = photons_of(read_block(file, first, EVENTS_PER_FILE)).unique(["string_id", "sensor_id"])
+                photons = photons_of(read_block(file, first, EVENTS_PER_FILE), file).unique(["string_id", "sensor_id"])
                 keys = sensor_keys(photons).tolist()
                 found |= dict(zip(keys, photons.select(PHOTONS[:3]).iter_rows(), strict=True))
         if not found:
@@ -171,9 +190,11 @@ def _place(keys: np.ndarray, xyz: np.ndarray) -> tuple[np.ndarray, Geometry, boo
     return ids, replace(known, xyz=positions), False
 
 
-def _pulses(block: pl.DataFrame, first_id: int, sensors: _Sensors, merge_ns: int) -> tuple[Pulses, np.ndarray]:
+def _pulses(
+    block: pl.DataFrame, file: Path, first_id: int, sensors: _Sensors, merge_ns: int
+) -> tuple[Pulses, np.ndarray]:
     """(pulses, rows of the block they belong to); unlabelled."""
-    photons = photons_of(block)
+    photons = photons_of(block, file)
     row, sensor = photons["row"].to_numpy().astype(np.int64), sensors.of_photons(photons)
     time, charge = photons["t"].to_numpy().astype(np.float64), photons["charge"].to_numpy().astype(np.float64)
     order = np.lexsort((time, sensor, row))

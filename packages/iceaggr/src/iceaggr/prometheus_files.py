@@ -8,13 +8,15 @@ current).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from iceaggr.data.parquet import named_errors, scan
-from iceaggr.data.schema import DataError, MissingColumnError
+from iceaggr.data.schema import MOST_CHARGE, DataError, MissingColumnError
 from iceaggr.directions import angles_to_vector
 
 if TYPE_CHECKING:
@@ -22,6 +24,21 @@ if TYPE_CHECKING:
 
 PHOTONS = ("sensor_pos_x", "sensor_pos_y", "sensor_pos_z", "string_id", "sensor_id", "t")
 TRUTH = ("initial_state_zenith", "initial_state_azimuth")
+
+
+_LARGEST = {"t": 1e15, "charge": MOST_CHARGE}
+"""Absolute values from which a photon makes no sense: ns (11 days), p.e.; of the other columns 2^31."""
+
+
+@contextmanager
+def sound_columns(file: Path) -> Iterator[None]:
+    """Turn what polars raises for lists of unequal length or for words among numbers into DataError."""
+    import polars as pl
+
+    try:
+        yield
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"not as Prometheus writes it ({str(error).splitlines()[0]})", file=file) from error
 
 
 def check_layout(file: Path) -> None:
@@ -54,21 +71,33 @@ def read_block(file: Path, first: int, n: int) -> pl.DataFrame:
         return scan(file).select("photons", "mc_truth").slice(first, n).collect()
 
 
-def photons_of(block: pl.DataFrame) -> pl.DataFrame:
-    """One row per photon: row of its event in the block, the columns of `PHOTONS`, charge."""
+def photons_of(block: pl.DataFrame, file: Path) -> pl.DataFrame:
+    """One row per photon: row of its event in the block, the columns of `PHOTONS`, charge.
+
+    Raises DataError for photons whose place, time or charge is none; `file` is for its message.
+    """
     import polars as pl
 
     lists = block.select("photons").unnest("photons")
     names = [*PHOTONS, *(["charge"] if "charge" in lists.columns else [])]
     # an event without light may hold a null or an empty list
-    table = lists.select(names).with_row_index("row").explode(names).drop_nulls(["t"])
+    with sound_columns(file):
+        table = lists.select(names).with_row_index("row").explode(names).drop_nulls(["t"])
+        whole = [pl.col(name).cast(pl.Int64) for name in ("string_id", "sensor_id")]
+        real = [pl.col(name).cast(pl.Float64) for name in names if not name.endswith("_id")]
+        table = table.with_columns(*whole, *real)
+    for name in names:
+        size = pl.col(name).abs() if name != "charge" else pl.when(pl.col(name) >= 0).then(pl.col(name))
+        fits = (size < _LARGEST.get(name, 1 << 31)).fill_null(value=False)
+        if (bad := table.filter(~fits)).height:
+            raise DataError(f"a photon has {name} {bad[name][0]}, in event {bad['row'][0]} of its block", file=file)
     return table if "charge" in names else table.with_columns(charge=pl.lit(1.0))
 
 
 def sensor_keys(photons: pl.DataFrame) -> np.ndarray:
     """string_id << 32 | sensor_id, int64."""
-    string, sensor = (photons[name].cast(int).to_numpy() for name in ("string_id", "sensor_id"))
-    return (string.astype(np.int64) << 32) | sensor
+    string, sensor = (photons[name].to_numpy() for name in ("string_id", "sensor_id"))
+    return (string << 32) | sensor
 
 
 def labels_of(block: pl.DataFrame, rows: np.ndarray, direction: str, file: Path) -> np.ndarray:
@@ -78,7 +107,8 @@ def labels_of(block: pl.DataFrame, rows: np.ndarray, direction: str, file: Path)
     Raises DataError for an angle that is missing or not finite; `file` is for its message.
     """
     truth = block.select("mc_truth").unnest("mc_truth").select(TRUTH)[rows]
-    zenith, azimuth = (truth[name].cast(float).to_numpy() for name in TRUTH)
+    with sound_columns(file):
+        zenith, azimuth = (truth[name].cast(float).to_numpy() for name in TRUTH)
     if not (np.isfinite(zenith).all() and np.isfinite(azimuth).all()):
         raise DataError("an initial_state_zenith or _azimuth is missing or not finite", file=file)
     vector_E3 = angles_to_vector(azimuth, zenith)

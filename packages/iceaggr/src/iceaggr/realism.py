@@ -203,7 +203,8 @@ def qq_figure(found: Statistics, title: str) -> Figure:
         ("charge", CHARGE, "charge (p.e.)"),
         ("doms", DOMS, "hit DOMs per event"),
     )
-    for axes, (name, quantiles, label) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+    for axes, (name, published, label) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        quantiles = dict(sorted(published.items()))  # the extremes stand last in the tables
         real = np.array(list(quantiles.values()))
         here = np.array([found[quantile_name(name, q)] for q in quantiles])
         line = np.array([min(real.min(), here.min()), max(real.max(), here.max())])

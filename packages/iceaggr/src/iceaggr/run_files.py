@@ -55,12 +55,17 @@ def read_run(folder: Path) -> RunFiles:
     config = read_object(folder / "config.json")
     if config is None:
         raise UserError(f"{folder} has no config.json, so it is no run; give the folder that `iceaggr train` wrote")
+    evaluation = read_object(folder / "evaluation.json", ("label", "n_events", "predictors"))
+    if evaluation is not None and not (
+        isinstance(evaluation["predictors"], dict) and isinstance(evaluation["n_events"], int)
+    ):
+        raise UserError(f"{folder / 'evaluation.json'} is no evaluation; run `iceaggr evaluate` again")
     metrics, bad_lines = _read_metrics(folder / "metrics.jsonl")
     return RunFiles(
         folder=folder,
         config=config,
         manifest=read_object(folder / "manifest.json"),
-        evaluation=read_object(folder / "evaluation.json", ("label", "n_events", "predictors")),
+        evaluation=evaluation,
         metrics=metrics,
         bad_lines=bad_lines,
         predictions=_read_predictions(folder / "predictions.npz"),

@@ -47,6 +47,7 @@ def train(config: TrainConfig, out: Path | None = None, *, name: str = "run") ->
     """
     if out is None:
         out = default_folder("runs/iceaggr", name, config.seed)
+    refuse_what_cannot_be(config)  # before there is a folder
     with init() as dist, start_run("iceaggr", config, out, dist) as run:
         return _train(config, run, dist)
 
@@ -78,7 +79,7 @@ def training_parts(
 
     Batches are of these events of the store, or with data.data = "stream" simulated on the way with this geometry.
     """
-    _refuse_what_cannot_be(config)
+    refuse_what_cannot_be(config)
     device = dist.device
     options: dict[str, Any] = {
         "token_budget": token_budget(config, device),
@@ -114,8 +115,10 @@ def training_parts(
     return Parts(batches, model, dist.wrap(forward), optimizer)
 
 
-def _refuse_what_cannot_be(config: TrainConfig) -> None:
+def refuse_what_cannot_be(config: TrainConfig) -> None:
     """Raise UserError for options that contradict each other."""
+    if not config.optim.vmf_weight and not config.optim.angle_weight:
+        raise UserError("optim.vmf_weight and optim.angle_weight are both 0, so there is nothing to learn: set one")
     hierarchical, components = config.model.arch == "hierarchical", config.model.head_mixture
     if hierarchical and config.data.data == STREAM:
         raise UserError("data.data = stream makes tokens, which arch = hierarchical does not take: give it a folder")
@@ -125,6 +128,8 @@ def _refuse_what_cannot_be(config: TrainConfig) -> None:
         raise UserError(f"model.head_mixture = {components} learns nothing without optim.vmf_weight: set it to 1")
     if config.tta < 1:
         raise UserError(f"tta = {config.tta}: a prediction needs at least one look at the event")
+    with torch.device("meta"):
+        build_model(config.model)  # raises for sizes that do not go together
 
 
 def loss_sums(out_EC: Tensor, batch: TokenBatch | PulseBatch, optim: OptimConfig) -> tuple[Tensor, Tensor, Tensor]:

@@ -83,7 +83,7 @@ def analyze_run(
         permuted: events to permute features of, likewise.
 
     Raises:
-        UserError: no finished run, or its events or its scores are not there.
+        UserError: no finished run, its events or its scores are not there, or there is one event alone.
         SplitError: the events are unlabelled or were trained on.
     """
     run_dir, where = Path(run_dir), pick_device(device)
@@ -97,6 +97,8 @@ def analyze_run(
     else:
         sample = held_out_events(run_dir, config, where, data=data, max_events=sizes.predicted, drop_seen=drop_seen)
         predictions = _predicted(model, config, sample)
+    if min(len(predictions.v_E3), sizes.inside, sizes.permuted) < 2:
+        raise UserError("an analysis needs at least two events: standard errors have no meaning with one")
     studies = [
         errors.error_percentiles(predictions, sample.label),
         errors.bias(predictions, sample.label),

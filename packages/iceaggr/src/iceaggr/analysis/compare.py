@@ -12,6 +12,7 @@ import torch
 from lab_shared.errors import UserError
 from lab_shared.files import atomic_write
 from lab_shared.page import Page
+from lab_shared.report_files import read_object
 from lab_shared.stats import bca_interval, paired_sign_flip
 
 from iceaggr.analysis import analyze, figures
@@ -46,10 +47,13 @@ def compare_runs(run_dirs: list[Path], out: Path | None = None) -> dict[str, Any
     of the result holds all tables.
 
     Raises:
-        UserError: fewer than two runs, or a run that is not finished.
+        UserError: fewer than two runs, a run that is not finished, or another ending of `out` than .html.
     """
     if len(run_dirs) < 2:
         raise UserError(f"{len(run_dirs)} run to compare: give at least two run folders")
+    page_path = Path(run_dirs[0]) / "compare.html" if out is None else out
+    if page_path.suffix != ".html":
+        raise UserError(f"{page_path}: a comparison is written as .html, with its numbers as .json beside it")
     runs = [_read(Path(path), name) for path, name in zip(run_dirs, _names(run_dirs), strict=True)]
     if any(run.label != runs[0].label for run in runs):
         labels = ", ".join(f"{run.name}: {run.label}" for run in runs)
@@ -66,7 +70,6 @@ def compare_runs(run_dirs: list[Path], out: Path | None = None) -> dict[str, Any
         "not_analysed": without,
         "note": note,
     }
-    page_path = Path(run_dirs[0]) / "compare.html" if out is None else out
     tables = _tables(result)
     page = Page("iceaggr · " + " against ".join(names), note)
     for title, (header, rows, caption) in tables.items():
@@ -98,8 +101,7 @@ def _read(path: Path, name: str) -> _Run:
     facts: dict[str, Any] = {"parameters": f"{sum(p.numel() for p in model.parameters()):,}"}
     facts |= {key: getattr(config.model, key) for key in shown} | {"epochs": config.epochs, "seed": config.seed}
     facts["held-out events"] = f"{files.predictions['error_deg'].size:,}"
-    analysis = path / analyze.FILE
-    found = json.loads(analysis.read_text()) if analysis.is_file() else None
+    found = read_object(path / analyze.FILE, ("absent", "scalars"))
     return _Run(name, path, facts, files.label, files.predictions, found)
 
 

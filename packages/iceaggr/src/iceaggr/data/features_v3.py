@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
+from lab_shared.errors import UserError
 from torch import Tensor
 
 from iceaggr.config import ModelConfig
@@ -64,11 +65,11 @@ def extra_width(config: ModelConfig, aggregates: int) -> int:
     """Columns that v3's options add to the features. aggregates: how many an event-relative summary has.
 
     Raises:
-        ValueError: aggregates beside features = summary, which are the same numbers.
+        UserError: aggregates beside features = summary, which are the same numbers.
     """
     if config.aggregates and config.features != "seed":
-        raise ValueError("model.aggregates repeats what features = summary has: use it with features = seed")
+        raise UserError("model.aggregates repeats what features = summary has: use it with features = seed")
     if config.fourier < 0:
-        raise ValueError(f"model.fourier is {config.fourier}; it is a number of wavelengths, 0 for none")
+        raise UserError(f"model.fourier is {config.fourier}; it is a number of wavelengths, 0 for none")
     extra = aggregates if config.aggregates else 0
     return extra + (len(ICE_FEATURES) if config.ice else 0) + fourier_width(config.fourier)

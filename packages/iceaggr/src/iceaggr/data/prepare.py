@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 from lab_shared.errors import UserError
+from lab_shared.files import make_folder
 from lab_shared.progress import Counter
+from lab_shared.runs import pick_device
 
 from iceaggr.config import DataConfig
 from iceaggr.data.cache import EventCache, build_cache, open_cache
@@ -88,18 +90,16 @@ def simulate(
     events_per_file: int = 200_000,
 ) -> None:
     """Write a simulated Kaggle-format folder with a progress line; a finished or half-finished one is continued."""
-    import torch
-
     from iceaggr.sim.write import simulate_folder
 
     array = icecube86() if geometry is None else read_geometry_csv(geometry)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with Counter(f"simulating on {device}", n_events, "events") as counter:
+    where = pick_device(device)
+    with Counter(f"simulating on {where}", n_events, "events") as counter:
         simulate_folder(
             out,
             n_events,
             seed=seed,
-            device=device,
+            device=where,
             geometry=array,
             events_per_file=events_per_file,
             progress=lambda done, total: counter.show(done),
@@ -184,7 +184,7 @@ def _slug(folder: Path) -> str:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with path.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

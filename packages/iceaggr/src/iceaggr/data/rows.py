@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from lab_shared.errors import UserError
 from torch import Tensor
 
 from iceaggr.data.grouping import Doms
@@ -43,10 +44,10 @@ def plan_rows(n_pulses: int, n_attended: int, max_batch_size: int | None) -> Row
     always a row for attention, so that every parameter has a gradient.
 
     Raises:
-        ValueError: max_batch_size is below 2.
+        UserError: max_batch_size is below 2.
     """
     if max_batch_size is not None and max_batch_size < 2:
-        raise ValueError(f"model.max_batch_size is {max_batch_size}; it must be at least 2, or None for no limit")
+        raise UserError(f"model.max_batch_size is {max_batch_size}; it must be at least 2, or None for no limit")
     n_attended = max(n_attended, 1)
     if max_batch_size is None or n_attended <= SEQUENCE * max_batch_size:
         return RowPlan(1, n_attended, max(n_pulses, n_attended))

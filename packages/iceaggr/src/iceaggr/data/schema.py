@@ -16,6 +16,9 @@ from lab_shared.errors import UserError
 N_SENSORS = 5160
 """Sensors of the array: 86 strings of 60; sensor_id = 60 * (string - 1) + (dom - 1)."""
 
+MOST_CHARGE = 1e9
+"""p.e. of one pulse, a million times the largest ones: sums over an event stay exact in whole steps of 0.025."""
+
 PULSE_COLUMNS = {
     "sensor_id": "Int16",
     "time": "Int64",
@@ -92,7 +95,7 @@ class SensorRangeError(DataError):
 
 
 class ChargeError(DataError):
-    """A charge that is negative, NaN or beyond float32."""
+    """A charge that is negative, NaN or beyond `MOST_CHARGE`."""
 
 
 class LabelError(DataError):
@@ -184,9 +187,8 @@ def check_pulses(
     """
     if (row := first_true((sensor_P < 0) | (sensor_P >= N_SENSORS))) is not None:
         raise SensorRangeError(f"sensor_id {sensor_P[row]} is not in 0..{N_SENSORS - 1}", file=file, row=row)
-    most = np.finfo(np.float32).max
-    if (row := first_true(~((charge_P >= 0) & (charge_P <= most)))) is not None:
-        raise ChargeError(f"charge {charge_P[row]} is not in 0..{most:.1e} (float32)", file=file, row=row)
+    if (row := first_true(~((charge_P >= 0) & (charge_P <= MOST_CHARGE)))) is not None:
+        raise ChargeError(f"charge {charge_P[row]} is not in 0..{MOST_CHARGE:.0e} p.e.", file=file, row=row)
     counts_E = events.last_E - events.first_E + 1
     owner_P = np.repeat(events.event_id_E, counts_E)
     rows_P = pulse_rows(events)

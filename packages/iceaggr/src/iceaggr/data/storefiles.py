@@ -86,6 +86,10 @@ class Manifest:
         path = folder / MANIFEST
         try:
             values = json.loads(path.read_text())
+            if not {"shards", "arrays"} <= values.keys():
+                raise CacheError(
+                    f"{folder} is not an event store: its {MANIFEST} is of something else; choose another folder"
+                )
             if values["version"] != FORMAT_VERSION:
                 raise CacheError(
                     f"{folder} has store version {values['version']}, this program reads {FORMAT_VERSION}: "
@@ -126,10 +130,14 @@ class Manifest:
         """The manifest of the store in `folder`, or an empty one.
 
         Raises:
-            CacheError: the store was made from batch files or a meta table that differ from these.
+            CacheError: the folder holds something else, or a store made from batch files or a meta table that differ
+                from these.
         """
         meta = None if meta_file is None else fingerprint(meta_file)
         if not (folder / MANIFEST).exists():
+            ours = {".lock", f".{MANIFEST}.tmp", *(array_file(folder, name).name for name in ARRAYS)}
+            if others := sorted({path.name for path in folder.iterdir()} - ours):
+                raise CacheError(f"{folder} is not an event store: it holds {others[0]}; choose another folder")
             return cls(arrays=[], meta_fingerprint=meta, shards=[])
         manifest = cls.read(folder)
         now = {file.name: file for file in files}

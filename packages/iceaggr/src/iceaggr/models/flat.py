@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import torch
 from lab_shared.attention import Mask
+from lab_shared.errors import UserError
 from lab_shared.norms import rms_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,12 +42,12 @@ class FeatureProjection(nn.Module):
         self.padding, self.constant = d_model - feature_width, constant
         if mode == "none":
             if self.padding < 0:
-                raise ValueError(
+                raise UserError(
                     f"model.input = none pads the features to d_model, but {feature_width} features are "
                     f"wider than d_model = {d_model}: raise d_model, lower slots, or use input = linear"
                 )
             if constant and self.padding == 0:
-                raise ValueError("model.input_norm = none needs a free column beside the features: raise d_model")
+                raise UserError("model.input_norm = none needs a free column beside the features: raise d_model")
             self.layers = nn.Sequential()
         elif mode == "linear":
             self.layers = nn.Sequential(nn.Linear(feature_width, d_model))
@@ -85,11 +86,11 @@ class FlatTransformer(nn.Module):
         super().__init__()
         d_model = config.d_model
         if config.layers < 1:
-            raise ValueError(f"model.layers is {config.layers}; a model needs at least 1")
+            raise UserError(f"model.layers is {config.layers}; a model needs at least 1")
         if d_model % config.heads:
-            raise ValueError(f"model.d_model = {d_model} is not a multiple of model.heads = {config.heads}")
+            raise UserError(f"model.d_model = {d_model} is not a multiple of model.heads = {config.heads}")
         if config.head_mixture < 1:
-            raise ValueError(f"model.head_mixture is {config.head_mixture}; an answer has at least 1 component")
+            raise UserError(f"model.head_mixture is {config.head_mixture}; an answer has at least 1 component")
         v2, plain = config.arch == "v2", config.input_norm == "none"
         self.config = config
         self.input = FeatureProjection(config.input, feature_width, d_model, constant=v2 and plain)
@@ -160,6 +161,6 @@ def build_model(config: ModelConfig, feature_width: int) -> FlatTransformer:
     """The model of a config for features of this width (`iceaggr.data.features.feature_width`).
 
     Raises:
-        ValueError: the features do not fit into d_model with input = none, or heads do not divide d_model.
+        UserError: the features do not fit into d_model with input = none, or heads do not divide d_model.
     """
     return FlatTransformer(config, feature_width)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lab_shared.attention import Mask, attend
+from lab_shared.errors import UserError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -103,19 +104,19 @@ class HierarchicalTransformer(nn.Module):
     chunks and mini-batches.
 
     Raises:
-        ValueError: an option of the flat models that has no meaning here, or heads do not divide d_model.
+        UserError: an option of the flat models that has no meaning here, or heads do not divide d_model.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         if config.layers < 1:
-            raise ValueError(f"model.layers is {config.layers}; a model needs at least 1")
+            raise UserError(f"model.layers is {config.layers}; a model needs at least 1")
         if config.d_model % config.heads or config.d_model % 2:
-            raise ValueError(f"model.d_model = {config.d_model} is not a multiple of 2 and of heads = {config.heads}")
+            raise UserError(f"model.d_model = {config.d_model} is not a multiple of 2 and of heads = {config.heads}")
         plain = ModelConfig()
         flat_only = ("features", "dom_cap", "input", "input_norm", "fourier", "aggregates", "ice", "interval")
         if wrong := [name for name in flat_only if getattr(config, name) != getattr(plain, name)]:
-            raise ValueError(f"model.{wrong[0]} is an option of the flat models; leave it out with arch = hierarchical")
+            raise UserError(f"model.{wrong[0]} is an option of the flat models; leave it out with arch = hierarchical")
         self.checkpoint = config.checkpoint
         self.t1 = DOMTransformer(config)
         self.t2 = EventTransformer(config)

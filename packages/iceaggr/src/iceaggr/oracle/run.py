@@ -10,7 +10,6 @@ the one from the truth is optimistic; the scan does not know the direction and m
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from lab_shared.allocator import keep_freed_memory
-from lab_shared.files import atomic_write
+from lab_shared.arrays import load_arrays, save_arrays
 from lab_shared.progress import Counter
+from lab_shared.runs import pick_device
 from torch import Tensor
 
 from iceaggr.data.kaggle import KaggleFolder, slice_events
@@ -33,6 +33,7 @@ from iceaggr.oracle.observed import Observed
 from iceaggr.oracle.truth import Known, folder_simulation, read_known
 from iceaggr.sim.config import SimConfig
 from iceaggr.sim.detector import detector
+from iceaggr.sim.rng import check_seed
 from iceaggr.sim.stream import iter_events
 
 SCAN = 8
@@ -150,9 +151,12 @@ def run_oracle(
     also as "truth start, ..." and "scan only, ..."; the figures are those of `iceaggr.metrics.summary`.
 
     Raises:
-        UserError: the folder is no simulation, or was simulated without the truth that the oracle starts from.
+        UserError: no such device or seed, or the folder is no simulation, or was simulated without the truth that the
+            oracle starts from.
     """
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = pick_device(device)
+    if data is None:
+        check_seed(seed)
     parts: list[dict[str, np.ndarray]] = []
     done = 0
     with Counter(f"oracle on {where.type}", events, "events") as counter:
@@ -251,23 +255,22 @@ def held_out_errors(folder: Path, pulses: Pulses, device: torch.device) -> np.nd
     They depend on nothing but the events, so that they are kept in FOLDER/oracle.npz and computed once for all runs.
 
     Raises:
-        UserError: as from `folder_simulation` and `read_known`.
+        UserError: as from `folder_simulation` and `read_known`, or the file is damaged.
     """
     geometry, config = folder_simulation(folder)
     ids, store = pulses.event_id_E.numpy(), Path(folder) / STORE
     known_id, known_error = np.zeros(0, dtype=np.int64), np.zeros(0)
     if store.exists():
-        with np.load(store, allow_pickle=False) as saved:
-            if (int(saved["scan"]), int(saved.get("version", 1))) == (SCAN, VERSION):
-                known_id, known_error = saved["event_id"], saved["error_deg"]
+        saved = load_arrays(store)
+        if (int(saved["scan"]), int(saved.get("version", 1))) == (SCAN, VERSION):
+            known_id, known_error = saved["event_id"], saved["error_deg"]
     if not np.isin(ids, known_id).all():
         known = read_known(folder, ids, config, device)
         with Counter(f"oracle on {device.type}", ids.size, "events") as counter:
             errors = fit_events(pulses.to(device), known, geometry, config, counter=counter)["error_deg"]
         new = ~np.isin(known_id, ids)
         known_id, known_error = np.append(known_id[new], ids), np.append(known_error[new], errors)
-        content = io.BytesIO()
-        np.savez(content, event_id=known_id, error_deg=known_error, scan=SCAN, version=VERSION)
-        atomic_write(store, content.getvalue())
+        made_by = {"scan": np.array(SCAN), "version": np.array(VERSION)}
+        save_arrays(store, event_id=known_id, error_deg=known_error, **made_by)
     order = np.argsort(known_id)
     return known_error[order[np.searchsorted(known_id[order], ids)]]

@@ -5,7 +5,6 @@ Suffixes as in `iceaggr.oracle.likelihood`; B stochastic losses of a muon.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from lab_shared.errors import UserError
+from lab_shared.report_files import read_object
 from torch import Tensor
 
 from iceaggr.data.kaggle import KaggleFolder
@@ -116,11 +116,14 @@ class Known:
 def folder_simulation(folder: Path) -> tuple[Geometry, SimConfig]:
     """The array and the physics a folder was simulated with. UserError for a folder that is no simulation."""
     record = Path(folder) / "simulation.json"
-    if not record.exists():
+    found = read_object(record)
+    if found is None:
         raise UserError(f"{folder} has no simulation.json: the oracle needs simulated events, whose physics is known")
-    saved = json.loads(record.read_text())["config"]
-    config: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in saved.items()}
-    return folder_geometry(folder), SimConfig(**config)
+    try:
+        config: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in found["config"].items()}
+        return folder_geometry(folder), SimConfig(**config)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{record} does not say how {folder} was simulated: the oracle needs to know") from error
 
 
 def read_known(folder: Path, event_ids: np.ndarray, config: SimConfig, device: torch.device) -> Known:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
+from lab_shared.errors import UserError
 from torch import Tensor
 
+_SEEDS = 1 << 31
 _MASK = (1 << 64) - 1
 
 
@@ -19,6 +21,12 @@ def mix_seed(*words: int) -> int:
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
         state ^= state >> 31
     return state >> 1
+
+
+def check_seed(seed: int) -> None:
+    """Raise UserError for a seed outside those that simulated events can have: each has event ids of its own."""
+    if not 0 <= seed < _SEEDS:
+        raise UserError(f"seed {seed} is outside 0 to {_SEEDS - 1}")
 
 
 class Rng:

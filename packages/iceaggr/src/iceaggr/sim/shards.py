@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from lab_shared.errors import UserError
+from lab_shared.runs import pick_device
 from lab_shared.sweep import Job, run_jobs
 
 from iceaggr.geometry import icecube86, read_geometry_csv
@@ -31,16 +31,17 @@ def simulate_sharded(
 
     Files that are there are not made again, in this call or by another engine in a later one. workers: on a CPU by
     default as many as there are shards and cores. engine: `engine` and `address` of lab_shared.sweep.run_jobs.
-    Raises UserError for more shards than files, and what `simulate_folder` raises.
+    Raises UserError for more shards than files or a device that is not there, and what `simulate_folder` raises.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if engine.get("engine") != "ray" or (device or "cpu").partition(":")[0] != "cuda":  # a cluster has its own GPUs
+        device = str(pick_device(device))
     n_files = -(-n_events // events_per_file)
     if shards > n_files:
         raise UserError(
             f"shards={shards}: {n_events:,} events make {n_files} files of {events_per_file:,}, and a file is not "
             "divided: lower --shards or --events-per-file"
         )
-    if torch.device(device).type == "cpu":
+    if str(device).startswith("cpu"):
         workers, gpus_per_job = workers or min(shards, os.cpu_count() or 1), 0
     fixed: dict[str, Any] = {
         "folder": str(out.resolve()),

@@ -25,10 +25,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from lab_shared.errors import UserError
+from lab_shared.files import make_folder
+from lab_shared.report_files import read_object
 
 from iceaggr import __version__
 from iceaggr.geometry import Geometry, icecube86, write_geometry_csv
 from iceaggr.sim.config import SimConfig
+from iceaggr.sim.rng import check_seed
 from iceaggr.sim.stream import iter_events
 
 if TYPE_CHECKING:
@@ -72,8 +75,7 @@ def simulate_folder(
     geometry, config = geometry or icecube86(), config or SimConfig()
     if n_events < 1 or events_per_file < 1:
         raise UserError(f"n_events {n_events} and events_per_file {events_per_file} must be positive")
-    if not 0 <= seed < 1 << 31:
-        raise UserError(f"seed {seed} is outside 0 to {(1 << 31) - 1}")
+    check_seed(seed)
     n_files = -(-n_events // events_per_file)
     if n_files * events_per_file * _ID_STEP >= 1 << 31:
         raise UserError(
@@ -134,10 +136,10 @@ def _settings(
 
 def _complete(out: Path, settings: dict[str, Any]) -> bool:
     """True for a finished folder with these settings; raises FileExistsError for one with others."""
-    record = out / "simulation.json"
-    if not record.exists():
+    record = read_object(out / "simulation.json")
+    if record is None:
         return False
-    _same_settings(json.loads(record.read_text()), settings, out)
+    _same_settings(record, settings, out)
     shutil.rmtree(out / _PARTS, ignore_errors=True)  # where a kill left some of them
     return True
 
@@ -146,12 +148,13 @@ def _prepare(out: Path, settings: dict[str, Any]) -> Path:
     """The folder for parts of an unfinished simulation: new, or of an interrupted run with these settings."""
     parts = out / _PARTS
     record = parts / "settings.json"
-    if record.exists():
-        _same_settings(json.loads(record.read_text()), settings, out)
-    elif (out / "train").exists() or (out / "train_meta.parquet").exists():
-        raise FileExistsError(f"{out} already holds event files that are no simulation; choose another folder")
-    parts.mkdir(parents=True, exist_ok=True)
-    if not record.exists():
+    begun = read_object(record)
+    if begun is not None:
+        _same_settings(begun, settings, out)
+    elif out.is_dir() and (others := sorted(path.name for path in out.iterdir() if path.name != _PARTS)):
+        raise FileExistsError(f"{out} already holds {others[0]}, which no simulation left there; choose another folder")
+    make_folder(parts)
+    if begun is None:
         _write_text(record, json.dumps(settings, indent=1))  # first: it says whose the other folders are
     for name in ("train", "pulse_truth"):
         (out / name).mkdir(exist_ok=True)
