@@ -79,6 +79,16 @@ def test_marginal_is_a_density():
     assert nll[1] < nll[0]
 
 
+def test_a_damaged_cache_is_none(tmp_path):
+    path = tmp_path / "baselines.npz"
+    assert baselines._remembered(path) is None
+    for content in (b"", b"PK\x03\x04", b"\x93NUMPY"):
+        path.write_bytes(content)
+        assert baselines._remembered(path) is None
+    np.savez(path, spacing=np.arange(3))
+    assert baselines._remembered(path) is None
+
+
 @pytest.mark.slow
 def test_table_on_the_first_zeros_and_its_cache(zeros_file, data_folder, monkeypatch):
     found = baselines.for_zeros(file=zeros_file, folder=data_folder)

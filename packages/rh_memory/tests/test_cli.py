@@ -81,6 +81,8 @@ def test_presets_are_what_their_names_say():
         (["train", "e0", "--optim.lrr", "1"], 2, "lrr"),
         (["train", "--resume", "X", "--seed", "1"], 2, "--resume takes no other option"),
         (["zeros", "--count", "-3", "--out", "X.npy"], 2, "not a positive whole number"),
+        (["zeros", "--count", "99999999999", "--out", "X.npy", "--dry-run"], 1, "phases are exact up to"),
+        (["zeros", "--count", "9", "--out", "X.txt", "--dry-run"], 1, "must end in .npy"),
         (["sweep", "e9"], 2, "e9"),
         (["train", "--resume", "/nonexistent"], 1, "/nonexistent"),
         (["train", "e0", "--data.file", "/nonexistent.npy", "--out", "{tmp}/r"], 1, "/nonexistent.npy"),

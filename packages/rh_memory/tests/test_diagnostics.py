@@ -13,7 +13,7 @@ from rh_memory import diagnostics, report
 from rh_memory.config import EXPLICIT_SMALL, DataConfig, ModelConfig
 from rh_memory.data.unfold import Spacings
 from rh_memory.data.windows import SpacingData
-from rh_memory.diagnostics import ablation, aggregate, attention, blocks, geometry, identity, rollout
+from rh_memory.diagnostics import ablation, aggregate, attention, blocks, geometry, identity, legacy, rollout
 from rh_memory.diagnostics.golden import Golden, readout_nll, slot_states, under_changes, window_nll
 from rh_memory.linear import LinearFit
 from rh_memory.models import build_model
@@ -237,9 +237,51 @@ def test_a_run_is_diagnosed_and_reported(zeros_file, tmp_path, memory, capsys, m
     assert ("left_out" in result) == (memory == "prefix")
     assert not result.get("left_out", {}).keys() & result.keys()
     assert report.write(run).read_text().count("<svg") == (3 if memory == "postfix" else 2)
-    legacy = diagnostics.diagnose(run, legacy=True)["legacy"]
-    assert all(test["vacuous"] for test in legacy.values())
-    assert ("D uniformity" in legacy) == (memory == "postfix")
+    original = diagnostics.diagnose(run, legacy=True)["legacy"]
+    assert all(test["vacuous"] for test in original.values())
+    assert ("D uniformity" in original) == (memory == "postfix")
+
+
+def _write(run, seed=0, **model):
+    run.mkdir()
+    config = replace(EXPLICIT_SMALL, seed=seed, model=ModelConfig(**(TINY | model)))
+    (run / "config.json").write_text(to_json(config))
+    save_weights(run / "weights.safetensors", build_model(config.model))
+    return run
+
+
+def test_runs_that_have_no_mean_are_refused_before_any_is_diagnosed(tmp_path, monkeypatch):
+    monkeypatch.setattr(diagnostics, "diagnose", None)
+    for name, seed, heads in (("a1", 1, 2), ("a2", 1, 2), ("b3", 3, 4)):
+        _write(tmp_path / name, seed, memory="postfix", heads=heads)
+    with pytest.raises(UserError, match=r"a2 is .*b3 is .*, heads=4.*one experiment"):
+        diagnostics.main(tmp_path / "*")
+    with pytest.raises(UserError, match=r"seeds \[1, 1\]: one occurs twice"):
+        diagnostics.main(tmp_path / "a*")
+
+
+def test_one_slot_and_one_window_are_refused(tmp_path):
+    with pytest.raises(UserError, match="one memory slot"):
+        diagnostics.diagnose(_write(tmp_path / "one", memory="postfix", n_memory=1), device="cpu")
+    with pytest.raises(UserError, match="--windows 1"):
+        diagnostics.diagnose(tmp_path / "one", device="cpu", windows=1)
+
+
+def test_few_blocks_are_not_compared(zeros_file, tmp_path, monkeypatch, capsys):
+    small = diagnostics.Size(3, 2, 4, 1, 2, 64)
+    monkeypatch.setattr(diagnostics.Size, "for_device", lambda device, windows=None: small)
+    run = _write(tmp_path / "none")
+    result = diagnostics.main(run, data=zeros_file, device="cpu")
+    assert "blocks" not in result
+    assert "targets in 3 blocks of 256" in result["left_out"]["blocks"]
+    assert "left out, blocks" in capsys.readouterr().out
+
+
+def test_a_short_rollout_has_no_slope_and_zeros_have_no_rank(golden, postfix):
+    assert geometry.effective_rank(torch.zeros(3, 4)) == 0
+    found = legacy._error_growth(postfix, golden.few(4), 5, has_heights=True)
+    assert (found["slope"], found["passes"]) == (None, None)
+    assert list(found["mae"]) == ["1"]
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

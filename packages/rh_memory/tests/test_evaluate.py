@@ -10,9 +10,11 @@ import torch
 from lab_shared.checkpoint import save_weights
 from lab_shared.config import to_json
 from lab_shared.errors import UserError
-from rh_memory import evaluate, physics, report
+from rh_memory import evaluate, figures, physics, physics_run, records, report
 from rh_memory.config import EXPLICIT_SMALL, DataConfig, ModelConfig
+from rh_memory.data.windows import split
 from rh_memory.models import build_model
+from rh_memory.zeros.store import Zeros, save
 
 
 def _run(folder: Path, data: DataConfig, **model) -> Path:
@@ -36,6 +38,67 @@ def test_a_folder_without_a_finished_run_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(to_json(EXPLICIT_SMALL))
     with pytest.raises(UserError, match="no weights yet"):
         evaluate.evaluate(tmp_path, device="cpu")
+
+
+def test_every_context_shares_targets_with_the_baselines(toy_dataset):
+    dataset = replace(toy_dataset, split=split(20_000))
+    targets = evaluate.scored_starts(dataset, 257) + 256
+    assert torch.equal(targets, dataset.split.starts("val_tail", 8, 257) + 256)
+    ((first, last),) = dataset.split.val_tail
+    for width in (2, 65, 101, 257, 300):
+        starts = evaluate.scored_starts(dataset, width)
+        found = starts + width - 1
+        assert starts.min() >= first
+        assert found.max() < last
+        assert torch.isin(targets, found).sum() >= len(targets) - 6
+    assert torch.isin(targets, evaluate.scored_starts(dataset, 101) + 100).all()
+
+
+def test_a_run_of_another_program_gets_no_report(tmp_path):
+    (tmp_path / "config.json").write_text('{"layers": 3}')
+    with pytest.raises(UserError, match="unknown key 'layers'"):
+        report.write(tmp_path)
+    with pytest.raises(UserError, match="unknown key 'layers'"):
+        records.collect([tmp_path], tmp_path / "kept")
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "physics.json", "diagnostics.json"])
+def test_a_report_names_the_file_that_lacks_something(tmp_path, name):
+    (tmp_path / "config.json").write_text(to_json(EXPLICIT_SMALL))
+    (tmp_path / name).write_text('{"label": "zeros"}')
+    with pytest.raises(UserError, match=rf"{name} lacks"):
+        report.write(tmp_path)
+
+
+def test_physics_of_too_few_zeros_and_of_other_zeros_is_refused(zeros, zeros_file, tmp_path):
+    save(tmp_path / "few.npy", Zeros(zeros.centre[:400], zeros.offset[:400]))
+    with pytest.raises(UserError, match=r"399 spacings .* span \d+ of height; a spectrum takes 2,048"):
+        physics.main(data=tmp_path / "few.npy")
+    with pytest.raises(UserError, match="more zeros than --zeros 100"):
+        physics.main(data=zeros_file, zeros=100)
+    run = _run(tmp_path / "run", DataConfig(file=str(zeros_file), folder=str(tmp_path)), context=64)
+    np.savez(run / "predictions.npz", spacing=np.arange(100, 200), mean_last=np.ones(100))
+    with pytest.raises(UserError, match=r"predictions.npz is not about zeta zeros of .* evaluate"):
+        physics.main(run, device="cpu")
+    (run / "predictions.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"predictions.npz is not a readable numpy file"):
+        physics.main(run, device="cpu")
+
+
+def test_lines_that_few_windows_cannot_tell_apart_are_left_out(zeros_file, tmp_path, monkeypatch, capsys):
+    run = _run(tmp_path / "run", DataConfig(file=str(zeros_file), folder=str(tmp_path)), context=64)
+    np.savez(run / "predictions.npz", spacing=np.arange(18_300, 18_400), mean_last=np.ones(100))
+    monkeypatch.setattr(physics, "of_zeros", lambda s, gamma: {})
+    monkeypatch.setattr(physics, "summary_of", lambda figures, height: {})
+    _, result = physics_run.with_run(run, None, None, torch.device("cpu"))
+    assert "100 predicted spacings for" in result["left_out"]["lines of primes"]
+    assert "learned" not in result
+
+
+def test_a_run_of_one_logged_step_shows_in_its_curve():
+    one, two = ({"step": np.arange(n), "value": np.ones(n)} for n in (1, 2))
+    (axes,) = figures.curve({"train": one, "val": two}, "nats", {}).axes
+    assert [line.get_marker() for line in axes.lines] == ["o", "None"]
 
 
 def test_report_of_an_unevaluated_run_names_what_is_missing(tmp_path):

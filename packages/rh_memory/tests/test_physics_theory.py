@@ -103,6 +103,8 @@ def test_lines_and_law_are_read_off_data_made_by_the_law():
     found = readout.learned(columns)
     assert found["power_predicted"] == pytest.approx(0.75, abs=0.01)
     assert found["median_z"]["random"] < 3
+    flat = columns | {"zeros cos": np.zeros_like(columns["zeros cos"])}  # no line stands out: no share, and no nan
+    assert readout.learned(flat)["power_predicted"] is None
 
 
 def _is_prime(n: int) -> bool:

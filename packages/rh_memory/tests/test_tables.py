@@ -129,6 +129,8 @@ def broken(lines, how):
         lines[42] = "-" + lines[42]
     elif how == "nan":
         lines[42] = "nan"
+    elif how == "a number left out":
+        lines = [f"{i + (i > 42)} {line}" for i, line in enumerate(lines, start=1)]
     elif how == "three columns":
         lines[42] = "1 2 3.5"
     elif how == "below the first":
@@ -150,6 +152,7 @@ def broken(lines, how):
         ("negative", tables.MalformedTableError, "line 43"),
         ("nan", tables.MalformedTableError, "line 43"),
         ("three columns", tables.MalformedTableError, "line 43"),
+        ("a number left out", tables.MalformedTableError, "line 43: the zero is numbered 44, but 43 comes next"),
         ("below the first", tables.DensityError, "line 1"),
     ],
 )
@@ -218,6 +221,13 @@ def test_damaged_platt(tmp_path, zeros):
     path.write_bytes(data[:8] + struct.pack("<d", float("nan")) + data[16:])
     with pytest.raises(tables.MalformedTableError, match="block 1"):
         import_table(path, tmp_path / "z.npy")
+
+
+def test_a_table_is_not_replaced_by_its_manifest(tmp_path, lines):
+    table = write(tmp_path / "zeros.json", lines)
+    with pytest.raises(tables.TableError, match="would replace the table"):
+        import_table(table, tmp_path / "zeros.npy")
+    assert table.read_text().startswith(lines[0])
 
 
 def test_missing_table(tmp_path):

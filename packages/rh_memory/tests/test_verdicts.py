@@ -245,6 +245,51 @@ def test_a_sweep_puts_other_fields_in_and_into_the_names_of_runs(tmp_path, monke
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize(
+    ("presets", "seeds", "says"),
+    [
+        (["e0", "e3", "e0"], [7], "preset e0 is named twice"),
+        (["e0"], [7, 42, 7], "--seeds 7 is named twice"),
+        (["e0"], [7, -1], "seed: .*-1"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused_before_it_runs(tmp_path, presets, seeds, says):
+    with pytest.raises(UserError, match=says):
+        rh_sweep.sweep(presets, seeds, tmp_path / "runs", workers=1)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_line_cut_short_by_a_crash_is_left_out(write, tmp_path):
+    run = write("e0", 7)
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 20001, "spl')
+    records.collect([run], tmp_path / "kept")
+    (record,) = records.read([tmp_path / "kept"])
+    assert record.steps_done == 20_000
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "diagnostics.json"])
+def test_damaged_records_are_named(write, name):
+    run = write("e4", 7, diagnosed={})
+    for content, says in (("{", "is not valid JSON"), ("{}", "lacks"), ("[]", "no JSON object")):
+        (run / name).write_text(content)
+        with pytest.raises(UserError, match=rf"{name} .*{says}"):
+            records.read([run])
+
+
+def test_a_configuration_that_cannot_be_read_is_named(write, tmp_path):
+    run = write("e4", 7)
+    (run / "config.json").write_text('{"steps": "many"}')
+    with pytest.raises(UserError, match=r"config\.json: steps: expected"):
+        records.read([run])
+
+
+def test_another_commands_json_is_no_diagnosis(write, tmp_path):
+    run = write("e4", 7)
+    with pytest.raises(UserError, match=r"evaluation\.json is not what `rh-memory diagnose --json` printed"):
+        records.read([run, run / "evaluation.json"])
+
+
 def test_a_sweep_that_fails_collects_what_has_begun(tmp_path, monkeypatch):
     def train(config, out):
         (out / "config.json").write_text(to_json(config))

@@ -97,6 +97,16 @@ def test_impossible_counts(tmp_path):
         main(10**10, tmp_path / "z.npy")
     with pytest.raises(GenerationError, match=r"must end in \.npy"):
         main(10, tmp_path / "z.bin")
+    assert list(tmp_path.iterdir()) == []  # no part file of 160 GB
+    (tmp_path / "folder.npy").mkdir()
+    with pytest.raises(GenerationError, match="is a folder: name a file"):
+        main(10, tmp_path / "folder.npy")
+
+
+@pytest.mark.parametrize("note", ["{", "[]", "{}"])
+def test_a_note_that_cannot_be_read_is_no_state(tmp_path, note):
+    (tmp_path / ".z.npy.part.json").write_text(note)
+    assert main(10, tmp_path / "z.npy", "cpu")["count"] == 10
 
 
 def test_the_plan_reaches_every_count():
@@ -146,6 +156,11 @@ def test_damaged_files_are_named(tmp_path, zeros, damage):
 def test_missing_file(tmp_path):
     with pytest.raises(ZerosError, match="rh-memory zeros"):
         load(tmp_path / "none.npy")
+    with pytest.raises(ZerosError, match="is a folder"):
+        load(tmp_path)
+    (tmp_path / "zeros6.txt").write_text("14.1\n")
+    with pytest.raises(ZerosError, match=r"rh-memory import .*zeros6\.txt"):
+        load(tmp_path / "zeros6.txt")
 
 
 def test_default_zeros_are_computed_once(tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lab_shared.arrays import ArrayFileError, load_arrays
 from lab_shared.files import atomic_write, make_folder
 from numpy.typing import NDArray
 
@@ -194,7 +195,8 @@ def for_zeros(count: int = ZEROS, file: Path | None = None, folder: Path | None 
 
 
 def cached(dataset: Dataset, folder: Path) -> Baselines:
-    """`compute` on the scored windows of a data set, remembered in `folder` under the digest of its spacings.
+    """`compute` on the scored windows of a data set, remembered in `folder` under the digest of its spacings; computed
+    again where that file is damaged.
 
     Data without heights (GUE, shuffled) have fewer baselines.
     """
@@ -203,11 +205,8 @@ def cached(dataset: Dataset, folder: Path) -> Baselines:
     digest = hashlib.blake2b(np.ascontiguousarray(spacings.s).data, digest_size=8)
     digest.update(repr((parts, STRIDE, _VERSION)).encode())
     path = folder / f"baselines_{digest.hexdigest()}.npz"
-    if path.is_file():
-        with np.load(path, allow_pickle=False) as saved:
-            known = dict(saved)
-        facts = json_module.loads(str(known.pop("facts")))
-        return Baselines(known.pop("spacing"), known, facts)
+    if (known := _remembered(path)) is not None:
+        return known
     starts_W = parts.starts("val_tail" if parts.val_tail else "test", STRIDE)
     found = compute(spacings, parts, starts_W, has_heights=has_heights)
     if has_heights:
@@ -218,6 +217,16 @@ def cached(dataset: Dataset, folder: Path) -> Baselines:
     make_folder(folder)
     atomic_write(path, buffer.getvalue())
     return found
+
+
+def _remembered(path: Path) -> Baselines | None:
+    """What `cached` left in a file; None when there is none, or one that is damaged."""
+    try:
+        known: dict[str, Any] = load_arrays(path)
+        facts = json_module.loads(str(known.pop("facts")))
+        return Baselines(known.pop("spacing"), known, facts)
+    except (ArrayFileError, KeyError, ValueError):
+        return None
 
 
 def table(result: dict[str, Any]) -> str:

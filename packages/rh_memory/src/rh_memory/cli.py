@@ -139,6 +139,10 @@ def _zeros(args: argparse.Namespace) -> None:
 
     device, engine = pick_device(args.device).type, engine_options(args)
     if args.dry_run:
+        from rh_memory.zeros.generate import checked, chunk_borders
+
+        checked(args.out, args.count)
+        chunk_borders(args.count, device)
         time = recorded_time(_record("zeros"), args.count, "zeros_per_s")
         print(f"would compute {args.count:,} zeros into {args.out}, {args.count * 16:,} bytes, {time}")
         return

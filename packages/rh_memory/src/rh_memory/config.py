@@ -85,7 +85,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    lr: Positive = 3e-4
+    lr: NonNegative = 3e-4
     """Peak learning rate."""
     memory_lr: NonNegative = 0.3
     """Factor on the learning rate of slot contents, identities and readout weights."""
@@ -100,7 +100,7 @@ class OptimConfig:
     """Gradient-norm limit."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """muon: Muon for hidden matrices, AdamW for the rest."""
-    muon_lr: Positive = 0.02
+    muon_lr: NonNegative = 0.02
     ema: Decay = 0.0
     """Evaluate and keep an average of the weights that decays by this factor a step (0.999, say); 0: the weights."""
 
@@ -131,7 +131,7 @@ class DataConfig:
     source: Literal["zeta", "shuffled", "gue"] = "zeta"
     """shuffled: the zeta spacings in random order (nothing to learn but the marginal). gue: random matrices."""
     zeros: Count = ZEROS
-    """How many zeros, from the first; of GUE eigenvalues, how many spacings."""
+    """How many zeros, from the first; of GUE eigenvalues, how many spacings. Of a `file` all are used."""
     file: str | None = None
     """A table written by `rh-memory zeros` or `import`; None computes the zeros, or reads those computed before."""
     folder: str = "data/rh_memory"

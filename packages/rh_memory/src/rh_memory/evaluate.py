@@ -25,7 +25,7 @@ from rh_memory.config import TrainConfig
 from rh_memory.data.windows import Part
 from rh_memory.dataset import Dataset, load_dataset
 from rh_memory.models import Model, build_model
-from rh_memory.scores import STRIDE, Scored, block_estimate, paired_difference, score_model, summarise
+from rh_memory.scores import STRIDE, WIDTH, Scored, block_estimate, paired_difference, score_model, summarise
 
 PLATEAU = 0.005
 """A model this near the i.i.d. marginal has found nothing in the context."""
@@ -60,6 +60,12 @@ def scored_part(dataset: Dataset) -> Part:
     return "val_tail" if dataset.split.val_tail else "test"
 
 
+def scored_starts(dataset: Dataset, width: int, stride: int = STRIDE) -> torch.Tensor:
+    """Starts (int64) of windows of `width` whose targets are among those of the baselines, which see WIDTH - 1."""
+    shift = (WIDTH - width) % stride
+    return dataset.split.starts(scored_part(dataset), stride, width + shift) + shift
+
+
 def batch_size(device: torch.device) -> int:
     return 1024 if device.type == "cuda" else 64
 
@@ -80,7 +86,7 @@ def evaluate(run: Path, *, data: Path | None = None, device: str | None = None, 
     dataset = load_dataset(config, where)
     part = scored_part(dataset)
     width = config.model.context + 1
-    starts_W = dataset.split.starts(part, stride, width)
+    starts_W = scored_starts(dataset, width, stride)
     with inference(config, where):
         scored = score_model(model, dataset.data, starts_W, batch=batch_size(where), width=width)
     known = baselines.cached(dataset, Path(config.data.folder))
@@ -138,14 +144,14 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['windows']:,} windows of {result['part']} of {result['label']}; nats per unfolded spacing, lower is "
         "better; 95 % block-bootstrap intervals",
-        f"{'':24}{'nll_last':>28}{'model minus it':>30}",
-        f"{'model':24}{cell(result['nll_last']):>28}",
+        f"{'':30}{'nll_last':>28}{'model minus it':>30}",
+        f"{'model':30}{cell(result['nll_last']):>28}",
     ]
     minus = result["nll_last_minus"]
     for row in result["baselines"]["rows"]:
-        lines.append(f"{row['name']:24}{cell(row['nll_last']):>28}{cell(minus[row['name']], signed=True):>30}")
+        lines.append(f"{row['name']:30}{cell(row['nll_last']):>28}{cell(minus[row['name']], signed=True):>30}")
     if gue := result["baselines"].get("gue"):
-        lines += [f"{name + ' on GUE*':24}{cell(value):>28}" for name, value in gue["nll_last"].items()]
+        lines += [f"{name + ' on GUE*':30}{cell(value):>28}" for name, value in gue["nll_last"].items()]
         lines.append(f"* {gue['data']}: another data set, for comparison only")
     pit = result["pit_last"]
     lines += [

@@ -20,7 +20,8 @@ def curve(series: Mapping[str, Columns], ylabel: str, references: Mapping[str, f
     with style():
         fig, ax = axes()
         for (name, columns), colour in zip(series.items(), (BLUE, PURPLE, GREEN), strict=False):
-            ax.plot(columns["step"], columns["value"], color=colour, label=name)
+            alone = "o" if len(columns["step"]) == 1 else None  # a line through one point shows nothing
+            ax.plot(columns["step"], columns["value"], color=colour, marker=alone, label=name)
         for name, value in references.items():
             ax.axhline(value, color=GREY, linestyle=(0, (4, 3)), linewidth=1.1, label=name)
         ax.set(xlabel="optimiser step", ylabel=ylabel)

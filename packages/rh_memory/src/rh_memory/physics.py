@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lab_shared.arrays import load_arrays
 from lab_shared.files import atomic_write
 from lab_shared.runs import pick_device
 from numpy.typing import NDArray
@@ -27,7 +28,8 @@ Columns = dict[str, NDArray[Any]]
 COMPOSITES = (6, 10, 12, 14, 15, 18, 20, 21, 22, 24, 26, 28, 30)
 """Numbers with two different prime factors: the explicit formula has no line at their logarithms."""
 LOCAL = 200_000
-_SEGMENT = 2048.0  # length in t of the pieces a spectrum is averaged over: lines are .003 wide in log q
+SEGMENT = 2048.0
+"""Length in t of the pieces a spectrum is averaged over: lines are .003 wide in log q."""
 _SAMPLES = 32  # per unit of t, so that what lies above the highest frequency hardly folds back
 
 
@@ -125,20 +127,20 @@ def form_factor(gamma_N: Floats, highest: float | None = None) -> Columns:
     """
     log_t = math.log(float(gamma_N[len(gamma_N) // 2]) / (2 * math.pi))
     highest = 1.2 * log_t if highest is None else highest
-    samples = int(_SEGMENT * _SAMPLES)
-    segments = int((gamma_N[-1] - gamma_N[0]) / _SEGMENT)
+    samples = int(SEGMENT * _SAMPLES)
+    segments = int((gamma_N[-1] - gamma_N[0]) / SEGMENT)
     if segments < 1:
-        raise ValueError(f"zeros over {gamma_N[-1] - gamma_N[0]:.0f} in height: a spectrum needs {_SEGMENT:.0f}")
+        raise ValueError(f"zeros over {gamma_N[-1] - gamma_N[0]:.0f} in height: a spectrum needs {SEGMENT:.0f}")
     t = gamma_N - gamma_N[0]
     taper = np.hanning(samples)
     power = np.zeros(samples // 2 + 1)
     for k in range(segments):
-        a, b = np.searchsorted(t, [k * _SEGMENT, (k + 1) * _SEGMENT])
-        place = np.minimum(((t[a:b] - k * _SEGMENT) * _SAMPLES).astype(np.int64), samples - 1)
+        a, b = np.searchsorted(t, [k * SEGMENT, (k + 1) * SEGMENT])
+        place = np.minimum(((t[a:b] - k * SEGMENT) * _SAMPLES).astype(np.int64), samples - 1)
         signal = np.bincount(place, minlength=samples) - (b - a) / samples
         found = np.fft.rfft(signal * taper)
         power += np.abs(found) ** 2 / (taper[place] ** 2).sum()
-    omega = 2 * math.pi * np.arange(len(power)) / _SEGMENT
+    omega = 2 * math.pi * np.arange(len(power)) / SEGMENT
     kept = (omega > 4 * omega[1]) & (omega < highest)
     omega, power = omega[kept], power[kept] / segments
     power /= np.sinc(omega / (2 * math.pi * _SAMPLES)) ** 2  # points were moved to a grid
@@ -221,12 +223,11 @@ def save(path: Path, figures: dict[str, Columns]) -> None:
 
 
 def read(path: Path) -> dict[str, Columns]:
-    """What `save` wrote."""
+    """What `save` wrote. Raises ArrayFileError."""
     figures: dict[str, Columns] = {}
-    with np.load(path, allow_pickle=False) as arrays:
-        for name in arrays.files:
-            figure, column = name.split("/")
-            figures.setdefault(figure, {})[column] = arrays[name]
+    for name, values in load_arrays(path).items():
+        figure, _, column = name.partition("/")
+        figures.setdefault(figure, {})[column] = values
     return figures
 
 

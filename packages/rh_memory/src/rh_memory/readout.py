@@ -47,6 +47,11 @@ def frequencies(seed: int = 0) -> tuple[list[str], list[str], NDArray[np.float64
     return kinds, labels, omegas
 
 
+def unknowns() -> int:
+    """What `lines` fits jointly: a constant, and a cosine and a sine for each frequency."""
+    return 1 + 2 * len(frequencies()[0])
+
+
 def lines(spacings: Spacings, spacing_W: NDArray[np.int64], mean_W: NDArray[np.float64]) -> Columns:
     """Lines in the true spacings, the predicted means and the residuals, with the explicit formula's amplitudes.
 
@@ -73,7 +78,8 @@ def lines(spacings: Spacings, spacing_W: NDArray[np.int64], mean_W: NDArray[np.f
 def learned(columns: Columns) -> dict[str, Any]:
     """Share of the prime lines' power that the model predicts, and what the controls show.
 
-    share of power: 1 - |residual line|^2 / |line in the zeros|^2, over the prime powers whose line stands out.
+    share of power: 1 - |residual line|^2 / |line in the zeros|^2, over the prime powers whose line stands out; None
+    where none does, as among few zeros.
     """
 
     def power(name: str) -> NDArray[np.float64]:
@@ -83,11 +89,12 @@ def learned(columns: Columns) -> dict[str, Any]:
     prime = columns["kind"] == "prime power"
     clear = prime & (columns["zeros cos"] > _CLEAR * columns["zeros cos error"])
     share = 1 - power("residual")[clear] / power("zeros")[clear]
+    whole = float(power("zeros")[clear].sum())
     names = columns["q"][clear]
     z_score = np.abs(columns["model cos"] / np.maximum(columns["model cos error"], 1e-12))
     return {
         "lines_that_stand_out": int(clear.sum()),
-        "power_predicted": float(1 - power("residual")[clear].sum() / power("zeros")[clear].sum()),
+        "power_predicted": 1 - float(power("residual")[clear].sum()) / whole if whole else None,
         "learned": [str(q) for q, x in zip(names, share, strict=True) if x > 0.5],
         "not_learned": [str(q) for q, x in zip(names, share, strict=True) if x <= 0.5],
         "median_z": {

@@ -14,9 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lab_shared.config import from_json
+from lab_shared.config import read_config
 from lab_shared.errors import UserError
 from lab_shared.files import atomic_write, make_folder
+from lab_shared.report_files import read_object
+from lab_shared.run import read_metrics
 
 from rh_memory.config import PRESETS, TrainConfig
 
@@ -29,6 +31,8 @@ CONTROLS = {
 }
 """What controls of explicit-formula attention change, and what they change it from."""
 SMALL_FILES = ("config.json", "manifest.json", "evaluation.json", "diagnostics.json", "physics.json")
+_EVALUATED = ("label", "part", "nll_last", "nll_all", "nll_last_minus", "baselines")
+_DIAGNOSED = ("run", "base")
 _TRAINING_ROWS = 200
 _SAME_EXPERIMENT = {
     "seed", "wandb", "use_amp", "compile", "log_every", "eval_every", "eval_windows", "checkpoint_every",
@@ -82,8 +86,10 @@ def read(paths: Sequence[str | Path]) -> list[Record]:
             if folders.setdefault(run.name, run).resolve() != run.resolve():
                 raise UserError(f"two runs are named {run.name}: {folders[run.name]} and {run}; give one of them")
         for file in files:
-            printed = _json(file)
+            printed = read_object(file) or {}
             for result in printed.get("runs", [printed]):
+                if any(name not in result for name in _DIAGNOSED):
+                    raise UserError(f"{file} is not what `rh-memory diagnose --json` printed: leave it out")
                 diagnosed[result["run"]] = result
     if unknown := sorted(diagnosed.keys() - folders.keys()):
         raise UserError(f"there are diagnostics of {unknown[0]}, but its folder is not among those given")
@@ -112,22 +118,24 @@ def collect(runs: Sequence[Path], out: Path) -> list[Path]:
     """Copy the small files of runs to OUT/NAME, for keeping under version control; returns those folders.
 
     Metrics are thinned to every validation and about 200 rows of training; absolute paths lose their folders. Weights,
-    checkpoints, predictions and reports stay behind. Raises UserError for a folder that is no run, StorageError.
+    checkpoints, predictions and reports stay behind. Raises UserError for a folder that is no run of this program,
+    StorageError.
     """
     made = []
     for run in runs:
         if not (run / "config.json").is_file():
             raise UserError(f"{run} has no config.json, so it is no run")
+        read_config(TrainConfig, run / "config.json")
         folder = out / run.name
         make_folder(folder)
         for name in SMALL_FILES:
-            if (run / name).is_file():
-                atomic_write(folder / name, json.dumps(_without_folders(_json(run / name)), indent=1) + "\n")
+            if (found := read_object(run / name)) is not None:
+                atomic_write(folder / name, json.dumps(_without_folders(found), indent=1) + "\n")
         if (run / "metrics.jsonl").is_file():
-            lines = (run / "metrics.jsonl").read_text().splitlines()
-            train = [i for i, line in enumerate(lines) if json.loads(line)["split"] == "train"]
+            rows = read_metrics(run)
+            train = [i for i, row in enumerate(rows) if row["split"] == "train"]
             left_out = set(train) - {*train[:: max(1, len(train) // _TRAINING_ROWS)], *train[-1:]}
-            thin = [line for i, line in enumerate(lines) if i not in left_out]
+            thin = [json.dumps(row) for i, row in enumerate(rows) if i not in left_out]
             atomic_write(folder / "metrics.jsonl", "".join(f"{line}\n" for line in thin))
         made.append(folder)
     return made
@@ -155,6 +163,11 @@ def _presets() -> dict[str, dict[str, Any]]:
     return {name: flat(config) for name, (_, config) in PRESETS.items()}
 
 
+def experiment(config: TrainConfig) -> tuple[str, str]:
+    """(preset, experiment) of a configuration; see `Record`."""
+    return _experiment(flat(config))
+
+
 def _experiment(fields: Mapping[str, Any]) -> tuple[str, str]:
     """(preset, experiment): the preset with fewest other values, and its name with those values."""
 
@@ -167,28 +180,19 @@ def _experiment(fields: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _record(run: Path, diagnostics: dict[str, Any] | None) -> Record:
-    config = from_json(TrainConfig, (run / "config.json").read_text())
-    preset, experiment = _experiment(flat(config))
-    evaluation, metrics, kept = run / "evaluation.json", run / "metrics.jsonl", run / "diagnostics.json"
-    if diagnostics is None and kept.is_file():
-        diagnostics = _json(kept)
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
+    config = read_config(TrainConfig, run / "config.json")
+    preset, name = experiment(config)
+    if diagnostics is None:
+        diagnostics = read_object(run / "diagnostics.json", _DIAGNOSED)
+    rows = read_metrics(run) if (run / "metrics.jsonl").is_file() else []
     validations = [row for row in rows if row["split"] == "val"]
     return Record(
         run.name,
-        experiment,
+        name,
         preset,
         config,
-        _json(evaluation) if evaluation.is_file() else None,
+        read_object(run / "evaluation.json", _EVALUATED),
         diagnostics,
         max((row["step"] for row in rows), default=0),
         validations[-1] if validations else None,
     )
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}): make it again, or leave it out") from error
-    return found

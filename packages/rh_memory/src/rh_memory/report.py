@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from lab_shared.config import read_config
 from lab_shared.errors import UserError
 from lab_shared.files import make_folder
 from lab_shared.page import Page, Width
@@ -19,31 +20,40 @@ from lab_shared.report_files import flat_rows, keep_figure, read_object
 from lab_shared.run import read_metrics
 
 from rh_memory import figures, physics
+from rh_memory.config import TrainConfig
 from rh_memory.physics import Columns
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_EVALUATED = (
+    "label", "part", "windows", "nll_last", "nll_all", "nll_last_test", "crps_last", "below_zero_last", "pit_last",
+    "coverage_last", "nll_by_context", "on_plateau", "baselines", "nll_last_minus",
+)  # fmt: skip
+_PHYSICS = ("label", "height", "saturation_length", "number_variance_near_20", "peak_over_background")
+_DIAGNOSED = ("run", "label", "memory", "seed", "windows", "base", "rollout")
 _REFERENCES = ("iid marginal", "AR(64), height", "prime phases")
 
 
 def write(run_folder: Path) -> Path:
     """Write RUN/report.html and RUN/figures/; returns the path of the page.
 
-    Raises UserError when the folder is no run or a file of it is damaged, StorageError when writing fails.
+    Raises UserError when the folder is no run of this program or a file of it is damaged, StorageError when writing
+    fails.
     """
     run = Path(run_folder)
     config = read_object(run / "config.json")
     if config is None:
         raise UserError(f"{run} has no config.json, so it is no run; give the folder that `rh-memory train` wrote")
-    evaluation = read_object(run / "evaluation.json")
+    read_config(TrainConfig, run / "config.json")
+    evaluation = read_object(run / "evaluation.json", _EVALUATED)
     label = evaluation["label"] if evaluation else "data of unknown origin: not evaluated yet"
     report = _Report(run, Page(f"rh-memory · {run.resolve().name}", f"Spacings of zeta zeros; scored on {label}"))
     report.scores(evaluation)
     report.training(evaluation)
     report.calibration(evaluation)
-    report.physics(read_object(run / "physics.json"))
-    report.diagnostics(read_object(run / "diagnostics.json"))
+    report.physics(read_object(run / "physics.json", _PHYSICS))
+    report.diagnostics(read_object(run / "diagnostics.json", _DIAGNOSED))
     report.setup(config, read_object(run / "manifest.json"))
     return report.page.write(run / "report.html")
 

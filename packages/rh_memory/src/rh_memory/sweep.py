@@ -29,15 +29,17 @@ def train_job(
     if (out / "config.json").is_file():
         resume(out)
     else:
-        config = with_fields(replace(PRESETS[preset][1], wandb="disabled"), fields)
-        config = replace(
-            config,
-            seed=seed,
-            steps=steps or config.steps,
-            data=replace(config.data, source=source),  # type: ignore[arg-type]
-        )
-        train(config, out)
+        train(replace(run_config(preset, seed, source, steps, fields), wandb="disabled"), out)
     return json.loads((out / "DONE.json").read_text())["summary"]
+
+
+def run_config(preset: str, seed: int, source: str, steps: int | None, fields: Sequence[str]) -> TrainConfig:
+    """What a run of a sweep is trained with. Raises what `with_fields` does, ConfigError for a seed out of range."""
+    config = with_fields(PRESETS[preset][1], fields)
+    data = replace(config.data, source=source)  # type: ignore[arg-type]
+    config = replace(config, seed=seed, steps=steps or config.steps, data=data)
+    to_json(config)  # tells numbers out of range
+    return config
 
 
 def with_fields(config: TrainConfig, fields: Sequence[str]) -> TrainConfig:
@@ -118,11 +120,17 @@ def sweep_jobs(
     fields: Sequence[str] = (),
     diagnose: bool,
 ) -> list[Job]:
-    """The jobs of `sweep`: one for each preset and seed, and with `diagnose` one behind each of them."""
+    """The jobs of `sweep`: one for each preset and seed, and with `diagnose` one behind each of them.
+
+    Raises UserError for a preset or seed that is named twice, and what `run_config` raises.
+    """
+    for what, names in (("preset", presets), ("--seeds", seeds)):
+        if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+            raise UserError(f"{what} {twice[0]} is named twice: a sweep runs each once")
     jobs: list[Job] = []
     for preset in presets:
-        with_fields(PRESETS[preset][1], fields)  # a wrong one is to be told before anything runs
         for seed in seeds:
+            run_config(preset, seed, source, steps, fields)  # a wrong field is to be told before anything runs
             kwargs = {"preset": preset, "seed": seed, "source": source, "steps": steps, "fields": list(fields)}
             run = Job(run_name(preset, seed, source, steps, fields), train_job, kwargs)
             jobs.append(run)

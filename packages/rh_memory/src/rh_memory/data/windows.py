@@ -131,9 +131,10 @@ def split(
     result = Split(**{name: tuple(_cut(ranges, segment)) for name, ranges in parts.items()})
     for name in ("train", "val", "test"):
         if not any(last - first >= width for first, last in getattr(result, name)):
+            needed = 20 * row * -(-width // row) if kind == "tail" else 20 * (width + guard)
             raise SplitError(
                 f"{n_spacings:,} spacings are too few for a {kind} split whose {name} part holds a window of {width}"
-                + (f" within segments of {segment}" if segment else "")
+                + (f" within segments of {segment}" if segment else f": {needed:,} are enough, of {needed + 1:,} zeros")
             )
     return result
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import glob
 import json as json_module
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lab_shared.config import read_config
 from lab_shared.errors import UserError
 from lab_shared.files import atomic_write
 from lab_shared.runs import pick_device
@@ -28,6 +30,7 @@ from rh_memory.diagnostics.golden import Golden, slot_states, window_nll
 from rh_memory.diagnostics.text import summary_text
 from rh_memory.evaluate import inference, load_run, scored_part, with_file
 from rh_memory.models import Model
+from rh_memory.records import experiment
 
 _CONSTANT = "slots in front of the data do not see it: their states are the same in every window"
 _NOT_READ = "predictions are read at the spacings, not from the slots"
@@ -70,10 +73,16 @@ def diagnose(
     """All diagnostics of one run, written to RUN/diagnostics.json (legacy: RUN/diagnostics_legacy.json).
 
     windows: golden windows; default 24,960 on a GPU and 256 on a CPU. Raises UserError for a run without memory when
-    legacy is asked for, and for a folder that is no run.
+    legacy is asked for, for a memory of one slot, for one window, and for a folder that is no run.
     """
     where = pick_device(device)
+    if windows is not None and windows < 2:
+        raise UserError(
+            f"--windows {windows}: slots are chosen on some windows and judged on others, so give 2 or more"
+        )
     config, model = load_run(run, where)
+    if config.model.memory != "none" and config.model.n_memory == 1:
+        raise UserError(f"{run} has one memory slot: diagnostics remove slots and compare them, which takes two")
     config = with_file(config, data)
     dataset = load_dataset(config, where)
     size = Size.for_device(where, windows)
@@ -114,10 +123,14 @@ def _rebuilt(config: TrainConfig, model: Model, dataset: Dataset, size: Size) ->
     result: dict[str, Any] = {
         "windows": len(golden),
         "base": golden.estimate(nll_W).json(),
-        "blocks": blocks.block_differences(nll_W, golden.spacing_W),
         "rollout": _rollout(model, dataset, size, width),
     }
-    if left_out := LEFT_OUT.get(config.model.memory):
+    left_out = dict(LEFT_OUT.get(config.model.memory, {}))
+    if (found := blocks.count(golden.spacing_W)) >= blocks.FEWEST:
+        result["blocks"] = blocks.block_differences(nll_W, golden.spacing_W)
+    else:
+        left_out["blocks"] = f"targets in {found} blocks of {blocks.BLOCK} spacings, comparing takes {blocks.FEWEST}"
+    if left_out:
         result["left_out"] = left_out
     if config.model.memory == "none":
         return result
@@ -175,6 +188,16 @@ def _rollout(model: Model, dataset: Dataset, size: Size, width: int) -> dict[str
     }
 
 
+def _check_seeds(runs: Sequence[Path]) -> None:
+    """Raises UserError unless the runs are one experiment with different seeds: others have no mean."""
+    configs = {run: read_config(TrainConfig, run / "config.json") for run in runs}
+    experiments = {experiment(config)[1]: run for run, config in configs.items()}
+    if len(experiments) > 1:
+        (one, a), (other, b) = list(experiments.items())[:2]
+        raise UserError(f"{a} is {one} and {b} is {other}: give runs of one experiment, or one run")
+    aggregate.check_different([config.seed for config in configs.values()])
+
+
 def main(
     run_or_glob: str | Path,
     legacy: bool = False,
@@ -185,13 +208,16 @@ def main(
 ) -> dict[str, Any]:
     """`rh-memory diagnose RUN|GLOB`: print the findings (or one JSON object) and return them.
 
-    Several runs give {"runs": [...], "summary": mean and spread, "e4": verdict for postfix memories}.
+    Several runs give {"runs": [...], "summary": mean and spread, "e4": verdict for postfix memories}. Raises UserError,
+    before the first is diagnosed, when they are not one experiment with different seeds.
     """
     runs = sorted(Path(p) for p in glob.glob(str(run_or_glob)) if (Path(p) / "config.json").is_file())
     if not runs:
         raise UserError(
             f"no run matches {run_or_glob}: give a folder that `rh-memory train` wrote, or a pattern in quotes"
         )
+    if len(runs) > 1 and not legacy:
+        _check_seeds(runs)
     results = [diagnose(run, legacy=legacy, data=data, device=device, windows=windows) for run in runs]
     result: dict[str, Any] = results[0] if len(results) == 1 else {"runs": results}
     table = None

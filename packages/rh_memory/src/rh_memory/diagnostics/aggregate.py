@@ -34,12 +34,16 @@ def headlines(result: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+def check_different(seeds: Sequence[int]) -> None:
+    """Raises UserError when a seed occurs twice."""
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds {list(seeds)}: one occurs twice; name runs of one experiment with different seeds")
+
+
 def over_seeds(results: Sequence[dict[str, Any]]) -> SeedsTable:
     """The headlines all results have, by seed. Raises UserError when a seed occurs twice."""
     rows = [{"seed": float(result["seed"]), **headlines(result)} for result in results]
-    seeds = [int(row["seed"]) for row in rows]
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"seeds {seeds}: one occurs twice; name runs of one experiment with different seeds")
+    check_different([int(row["seed"]) for row in rows])
     shared = set.intersection(*(set(row) for row in rows))
     return seeds_table([{name: row[name] for name in row if name in shared} for row in rows])
 

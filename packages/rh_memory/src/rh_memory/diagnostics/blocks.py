@@ -14,6 +14,13 @@ from numpy.typing import NDArray
 from rh_memory.scores import BLOCK, block_estimate
 
 Floats = NDArray[np.float64]
+FEWEST = 4
+"""Blocks without which there are no two stretches of two."""
+
+
+def count(spacing_W: NDArray[np.int64]) -> int:
+    """Blocks of 256 spacings that hold targets."""
+    return len(np.unique(spacing_W // BLOCK))
 
 
 def block_differences(
@@ -22,14 +29,14 @@ def block_differences(
     """NLL of `parts` consecutive stretches, each less the overall mean, and a one-way permutation test.
 
     The test permutes the means of blocks of 256 spacings between the stretches. p = (1 + count) / (1 + permutations);
-    its statistic is the variance between stretches of those means.
+    its statistic is the variance between stretches of those means. Raises ValueError for fewer than FEWEST blocks.
     """
     block_W = spacing_W // BLOCK
     ids, member_W = np.unique(block_W, return_inverse=True)
     mean_B = np.bincount(member_W, weights=nll_W) / np.bincount(member_W)
+    if len(ids) < FEWEST:
+        raise ValueError(f"{len(ids)} blocks of {BLOCK} spacings: comparing stretches needs at least {FEWEST}")
     parts = min(parts, len(ids) // 2)
-    if parts < 2:
-        raise ValueError(f"{len(ids)} blocks of {BLOCK} spacings: comparing stretches needs at least 4")
     stretch_B = np.arange(len(ids)) * parts // len(ids)
     counts = np.bincount(stretch_B)
 

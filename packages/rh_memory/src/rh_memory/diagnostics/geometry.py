@@ -34,8 +34,10 @@ def off_diagonal(matrix_MM: Tensor) -> Tensor:
 
 
 def effective_rank(matrix: Tensor) -> float:
-    """exp of the entropy of the normalised squared singular values; 1 for rank one, M for M equal ones."""
+    """exp of the entropy of the normalised squared singular values; 1 for rank one, M for M equal ones, 0 for zeros."""
     power = torch.linalg.svdvals(matrix.double()).square()
+    if float(power.sum()) == 0:
+        return 0.0
     share = (power / power.sum()).clamp_min(1e-300)
     return float(torch.exp(-(share * share.log()).sum()))
 

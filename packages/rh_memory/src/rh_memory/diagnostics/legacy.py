@@ -122,8 +122,9 @@ def _error_growth(model: Any, golden: Golden, steps: int, *, has_heights: bool) 
     errors = torch.stack([error_S[h - 1] for h in horizons])
     x = torch.tensor(horizons, dtype=torch.float64).log()
     x, y = x - x.mean(), errors.log() - errors.log().mean()
-    slope = float((x * y).sum() / x.square().sum()) if len(horizons) > 1 else float("nan")
-    return {"mae": dict(zip(map(str, horizons), errors.tolist(), strict=True)), "slope": slope, "passes": slope < 0.5}
+    slope = float((x * y).sum() / x.square().sum()) if len(horizons) > 1 else None
+    passes = None if slope is None else slope < 0.5
+    return {"mae": dict(zip(map(str, horizons), errors.tolist(), strict=True)), "slope": slope, "passes": passes}
 
 
 def _cross_block(model: Any, quarters: Sequence[Golden]) -> dict[str, Any]:

@@ -19,9 +19,12 @@ def summary_text(result: dict[str, Any]) -> str:
     lines = [
         f"{head}, {result['windows']:,} golden windows",
         f"nll_last {cell(result['base'], '.4f')}",
-        f"stretches differ: p = {result['blocks']['p']:.4f}, spread {result['blocks']['std_between']:.4f} "
-        f"(noise alone: {result['blocks']['std_expected_from_noise']:.4f})",
     ]
+    if blocks := result.get("blocks"):
+        lines.append(
+            f"stretches differ: p = {blocks['p']:.4f}, spread {blocks['std_between']:.4f} "
+            f"(noise alone: {blocks['std_expected_from_noise']:.4f})"
+        )
     for name, title in (("removed", "removed"), ("mean", "state averaged"), ("resampled", "state of another window")):
         lines += [f"slot {row['slot']} {title}: {cell(row)}" for row in result.get(name, [])]
     for row in result.get("subsets", {}).get("by_size", []):

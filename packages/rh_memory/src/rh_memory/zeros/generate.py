@@ -108,10 +108,11 @@ def main(
     """
     out = checked(out, count)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    planned = chunk_borders(count, device, zeros_per_chunk)  # before a file is made that could not be filled
     started = time.monotonic()
     make_folder(out.parent)
     with locked(out), _PartFile(out, count, resume) as part, Counter("zeros", count, "zeros") as counter:
-        borders = part.borders or chunk_borders(count, device, zeros_per_chunk)
+        borders = part.borders or planned
         for lower, upper in list(pairwise(borders))[len(part.chunks) :]:
             chunk = compute_chunk(lower, upper, device) if chunk_of is None else chunk_of(lower, upper)
             if chunk.before != part.found:
@@ -140,10 +141,12 @@ def ensure(count: int, out: Path, device: torch.device | str | None = None, zero
 
 
 def checked(out: str | Path, count: int) -> Path:
-    """`out` as a path. Raises GenerationError for another ending than .npy, and for no zeros."""
+    """`out` as a path. Raises GenerationError for another ending than .npy, for a folder, and for no zeros."""
     out = Path(out)
     if out.suffix != ".npy":
         raise GenerationError(f"--out {out}: the file must end in .npy")
+    if out.is_dir():
+        raise GenerationError(f"--out {out} is a folder: name a file")
     if count < 1:
         raise GenerationError(f"{count} zeros: the count must be at least 1")
     return out
@@ -253,11 +256,12 @@ class _PartFile:
         self._file.write(data)
 
     def _read_state(self) -> dict[str, Any] | None:
-        """The state of an interrupted run of the same count and algorithm, if there is one."""
-        if not self._state_path.exists():
-            return None
-        state: dict[str, Any] = json.loads(self._state_path.read_text())
-        if (state["algorithm"], state["count"]) != (ALGORITHM, self._count):
+        """The state of an interrupted run of the same count and algorithm, if there is one that can be read."""
+        try:
+            state: dict[str, Any] = json.loads(self._state_path.read_text())
+            if (state["algorithm"], state["count"]) != (ALGORITHM, self._count):
+                return None
+        except (OSError, ValueError, KeyError, TypeError):
             return None
         complete = bool(state["chunks"]) and state["chunks"][-1]["end"] == state["borders"][-1]
         if complete and not self._path.exists() and self._out.exists() and not manifest_path(self._out).exists():

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lab_shared.arrays import load_array
 from lab_shared.errors import UserError
 from lab_shared.files import atomic_write, make_folder
 from lab_shared.sweep import Job, run_jobs
@@ -80,9 +81,9 @@ def compute_chunks(out: Path, ready: str, chunks: list[list[int]], device: str, 
 
 
 def read_chunk(ready: Path, lower: int, upper: int) -> Chunk:
-    """A chunk that a job has left in the folder `ready`."""
+    """A chunk that a job has left in the folder `ready`. Raises ArrayFileError for a damaged one."""
     array, record = _files(ready, lower, upper)
-    centre, offset = torch.from_numpy(np.load(array, allow_pickle=False))
+    centre, offset = torch.from_numpy(load_array(array))
     found = json.loads(record.read_text())
     return Chunk(found["before"], centre, offset, found["statistics"])
 

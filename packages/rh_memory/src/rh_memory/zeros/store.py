@@ -71,6 +71,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of the zeros at `path`. Raises ZerosError if either file is missing or the manifest unreadable."""
     if not path.exists():
         raise ZerosError(f"no zeros at {path}: write them with `rh-memory zeros --count N --out {path}`")
+    if path.is_dir():
+        raise ZerosError(f"{path} is a folder: give a file that `rh-memory zeros` or `import` wrote")
+    if path.suffix != ".npy":
+        raise ZerosError(f"{path} is no .npy file: `rh-memory import {path} --out FILE.npy` reads tables of zeros")
     try:
         manifest = json.loads(manifest_path(path).read_text())
         if type(manifest["count"]) is not int or type(manifest["sha256"]) is not str:

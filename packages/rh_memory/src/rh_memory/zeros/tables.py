@@ -23,7 +23,7 @@ import numpy as np
 from lab_shared.errors import UserError
 
 from rh_memory.data.unfold import spacings
-from rh_memory.zeros.store import Zeros, file_sha256, read_manifest, save
+from rh_memory.zeros.store import Zeros, file_sha256, manifest_path, read_manifest, save
 from rh_memory.zeros.theta import smooth_count
 
 _LONGEST_SPACING = 5.0
@@ -77,6 +77,8 @@ def import_table(file: str | Path, out: str | Path) -> dict[str, Any]:
         raise TableError(f"no table at {file}")
     if out.suffix != ".npy":
         raise TableError(f"--out {out}: the file must end in .npy")
+    if file.resolve() in (out.resolve(), manifest_path(out).resolve()):
+        raise TableError(f"--out {out} and its manifest would replace the table {file}: choose another name")
     zeros = read_platt(file) if file.suffix == ".dat" else read_text(file)
     save(out, zeros)
     return read_manifest(out)
@@ -93,8 +95,10 @@ def read_text(file: Path) -> Zeros:
     lines = text.split("\n")
     ends_cleanly = lines[-1].strip() == ""
     start, base = _header(file, lines)
-    numbers, places = [], []
+    numbers: list[str] = []
+    places: list[int] = []
     columns = len(lines[start].split())
+    first_index = _index(file, start, lines[start].split()[0]) if columns == 2 else None
     for i in range(start, len(lines)):
         words = lines[i].split()
         if not words:
@@ -104,6 +108,10 @@ def read_text(file: Path) -> Zeros:
             raise (TruncatedTableError if last else MalformedTableError)(
                 f"{file}, line {i + 1}: {lines[i].strip()[:60]!r} is not "
                 f"{'a height' if columns == 1 else 'an index and a height'}"
+            )
+        if first_index is not None and _index(file, i, words[0]) != first_index + len(numbers):
+            raise MalformedTableError(
+                f"{file}, line {i + 1}: the zero is numbered {words[0]}, but {first_index + len(numbers)} comes next"
             )
         numbers.append(words[-1])
         places.append(i + 1)
@@ -117,7 +125,6 @@ def read_text(file: Path) -> Zeros:
         offset = np.array([float("0." + (f or "0")) for f in fraction])
     else:  # one centre, as float64 would round the integers away
         centre, offset = np.full(len(numbers), float(base)), np.array([float(w) for w in numbers])
-    first_index = _index(file, start, lines[start].split()[0]) if columns == 2 else None
     digits = max(len(f) for f in fraction)
     manifest = _check(file, centre, offset, lambda k: f"line {places[k]}", first_index, 10.0**-digits)
     return Zeros(centre, offset, {**manifest, "format": "text", "decimals": digits})
