@@ -72,7 +72,8 @@ def test_differences_need_an_interval_without_zero():
 def test_order_that_noise_reproduces_is_no_capacity():
     def seed_c(l1):
         noise = {"0": 0.026, "1": 0.035}
-        return [run("seed-c", i, row_std=(0.026, v), noise=noise) for i, v in enumerate(l1)]
+        again = run("seed-c-original", 0, row_std=(0.026, 0.9), noise=noise)  # other arithmetic, no further seed
+        return [*(run("seed-c", i, row_std=(0.026, v), noise=noise) for i, v in enumerate(l1)), again]
 
     assert status(seed_c([0.035, 0.036, 0.034]), "capacity") == FAILS
     assert status(seed_c([0.070, 0.071, 0.072]), "capacity") == HOLDS
@@ -128,7 +129,7 @@ def test_regression_finds_a_planted_coefficient():
             h["entropy_ratio"] = 0.7 - 0.2 * math.log(h["logit_std"]) + c * h["l"] + noise
         return r
 
-    for c, expected in ((0.1, HOLDS), (0.0, FAILS)):
+    for c, expected in ((0.1, HOLDS), (0.0, UNDECIDED)):
         runs = [planted(c, s) for s in range(12)]
         fit = l_regression(runs)
         assert fit["l"] == pytest.approx(c, abs=0.02)

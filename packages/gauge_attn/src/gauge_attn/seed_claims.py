@@ -61,7 +61,7 @@ def low_spin_cannot(runs: Sequence[Run]) -> Verdict | None:
 
 def order_is_capacity(runs: Sequence[Run]) -> Verdict | None:
     """row_std rises with l in the seed's third row. Do random beliefs with its mu_dist and kappa do the same?"""
-    members = [r for r in runs if r["cell"].startswith("seed-c") and r["summary"]["noise"]]
+    members = [r for r in runs if r["cell"] == "seed-c" and r["summary"]["noise"]]
     if not members:
         return None
     ls = sorted({h["l"] for h in members[0]["summary"]["heads"]})
