@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 
 SEEDS = (7, 42, 1337)
 MIRROR, DROPOUT, BLOCKS = " --data.mirror", " --model.dropout 0.1", " --data.split interleaved"
+PLAIN = " --model.values plain"
 FEW_ZEROS = (
     (40_000, "", ""), (40_000, "-mirror", MIRROR), (40_000, "-dropout", DROPOUT), (40_000, "-interleaved", BLOCKS),
-    (40_000, "-interleaved-mirror", BLOCKS + MIRROR), (200_000, "", ""), (200_000, "-mirror", MIRROR),
+    (40_000, "-interleaved-mirror", BLOCKS + MIRROR), (40_000, "-plain", PLAIN),
+    (40_000, "-plain-mirror", PLAIN + MIRROR), (200_000, "", ""), (200_000, "-mirror", MIRROR),
 )  # fmt: skip
 MUON_EMA = "--optim.optimizer muon --optim.ema 0.999"
 RUN_FILES = ("config.json", "manifest.json", "metrics.jsonl", "evaluation.json")

@@ -17,6 +17,7 @@ _MUON = {"e0-rope": "e0-rope, optimizer=muon", FLAGSHIP: "explicit, optimizer=mu
 FEW_ZEROS = {
     "zeros=40000": ("few", "the tail of the first 40,000 zeros"),
     "zeros=40000, split=interleaved": ("few-interleaved", "held-out blocks of the first 40,000 zeros"),
+    "values=plain, zeros=40000": ("few-plain", "the tail of the first 40,000 zeros, with plain values,"),
     "zeros=200000": ("200000", "the tail of the first 200,000 zeros"),
 }
 """Small models on so few zeros that they see each of them many times, as the flagship does two million."""

@@ -125,6 +125,11 @@ def test_report_and_display_are_self_contained_pages(folders, tmp_path):
     ("argv", "code", "says"),
     [
         (["train", "nonsense"], 2, "no preset 'nonsense'"),
+        (
+            ["train", "quick", "--seed", "3000000000", "--dry-run"],
+            1,
+            "seed: expected a whole number from 0 to 2147483647",
+        ),
         (["train", "quick", "--optim.lrr", "1"], 2, "lrr"),
         (["train", "--resume", "X", "--seed", "1"], 2, "--resume takes no other option"),
         (["simulate", "--out", "X", "--events", "-3"], 2, "not a positive whole number"),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from lab_shared.ranges import Count, Decay, Dropout, NonNegative, Positive, Seed, Share, Whole
+from lab_shared.ranges import Count, Decay, Dropout, NonNegative, Positive, Range, Share, Whole
+
+EventSeed = Annotated[int, Range(0, 2**31 - 1)]
+"""Seeds that the simulator has events for."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,8 @@ class TrainConfig:
     oracle: Whole | None = None
     """Held-out simulated events whose direction the simulator's own likelihood is asked for, as the limit in the
     result table; None: 5,000 on a GPU, none on a CPU."""
-    seed: Seed = 0
+    seed: EventSeed = 0
+    """Of weights, order and simulated events."""
     log_every: Count = 20
     """Steps between log lines."""
     checkpoint_every: Count = 500
