@@ -39,7 +39,7 @@ SPAN |= {0: 4732, 0.001: 7446, 0.99: 21872, 0.999: 28156, 1: 36758}
 DOMS: dict[float, float] = {0.5: 49, 0.75: 65, 0.9: 92, 0.95: 120, 0.99: 242, 0.999: 872, 1: 2256}
 CHARGE: dict[float, float] = {0.25: 0.775, 0.5: 1.075, 0.75: 1.775}
 AUXILIARY_CHARGE: dict[float, float] = {0.25: 0.675, 0.5: 0.875, 0.75: 1.125}  # the 8 public events
-HLC_CHARGE: dict[float, float] = {0.25: 0.675, 0.5: 0.975, 0.75: 1.175}
+HLC_CHARGE: dict[float, float] = {0.25: 0.675, 0.5: 0.975, 0.75: 1.175}  # likewise
 PULSES_PER_DOM: dict[float, float] = {0.9: 3, 0.95: 5, 0.99: 43, 0.999: 147, 1: 455}
 TIME: dict[float, float] = {0.25: 10566, 0.5: 11815, 0.75: 13916}
 AZIMUTH: dict[float, float] = {0.25: 1.571, 0.5: 3.142, 0.75: 4.712}  # uniform
@@ -67,7 +67,7 @@ def _targets() -> dict[str, Target]:
     targets: dict[str, Target] = {}
 
     def add(name: str, table: dict[float, float], judged: tuple[float, float], tolerance: float) -> None:
-        for q, value in table.items():
+        for q, value in sorted(table.items()):
             inside = judged[0] <= q <= judged[1]
             targets[quantile_name(name, q)] = Target(value, tolerance if inside else None)
 
