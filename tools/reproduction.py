@@ -83,12 +83,12 @@ def sweep(
 
 def trained(
     name: str, what: str, seconds: float, source: str = "runs that shared an H200", *,
-    feeds: str = "rh_memory.scores", gpus: float = 1.0, seeds: tuple[int, ...] = SEEDS,
+    feeds: str = "rh_memory.scores", gpus: float = 1.0, seeds: tuple[int, ...] = SEEDS, folder: str = "runs",
 ) -> Entry:  # fmt: skip
     """Seeds of an rh_memory preset with other fields."""
     train = f"rh-memory train {what} --seed {{seed}} --wandb disabled --out {{out}}/{{leaf}}"
     steps = (train, "rh-memory collect {out}/{leaf} --out {parent}")
-    return Entry(f"rh-{name}", feeds, f"{RH}/runs/{name}-seed{{seed}}", steps, seconds, source, gpus, seeds)
+    return Entry(f"rh-{name}", feeds, f"{RH}/{folder}/{name}-seed{{seed}}", steps, seconds, source, gpus, seeds)
 
 
 def control(suffix: str, flags: str, seconds: float, feeds: str = "rh_memory.controls") -> Entry:
@@ -235,6 +235,8 @@ ENTRIES = (
     control("plain-values", "--model.values plain", 153),
     control("interleaved", "--data.split interleaved", 160),
     control("gue", "--data.source gue", 136),
+    trained("explicit-small", "explicit-small --use-amp True", 300, "runs on busy cores", gpus=0.0,
+            feeds="rh_memory/bfloat16-cpu", folder="bfloat16-cpu"),
     # attn_clustering
     bench("attn-bench", "attn_clustering.speed", f"{AC}/bench/attn-clustering-cuda.json",
           "attn-clustering bench --device cuda"),

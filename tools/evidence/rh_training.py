@@ -6,8 +6,8 @@ from typing import Any
 
 from lab_shared.stats import seeds_table
 
-from evidence.record import Claim, bare, interval, markdown, read
-from evidence.rh_runs import folders, runs, validations
+from evidence.record import ROOT, Claim, bare, interval, markdown, read
+from evidence.rh_runs import RESULTS, folders, runs, validations
 
 FLAGSHIP = "explicit"
 LOGGED = 25
@@ -92,8 +92,8 @@ def few() -> str:
 
 
 def claims() -> list[Claim]:
-    """What Muon gains, and windows read downwards, seed by seed."""
-    found = _mirrored()
+    """What Muon gains, windows read downwards, and what bfloat16 costs on a CPU, seed by seed."""
+    found = [*_mirrored(), _bfloat16()]
     for plain, muon in _MUON.items():
         seeds = sorted(seed for name, seed in folders() if name == muon and (plain, seed) in folders())
         if not seeds:
@@ -147,6 +147,32 @@ def _mirrored() -> list[Claim]:
             )
         )
     return found
+
+
+def _bfloat16() -> Claim:
+    """The small model trained in bfloat16 on CPU cores, less the same in float32."""
+    small, pairs = "explicit-small", {}
+    for known, seed in sorted(folders()):
+        low = f"{RESULTS}/bfloat16-cpu/{small}-seed{seed}/evaluation.json"
+        if known == small and (ROOT / low).is_file():
+            pairs[seed] = low, f"{folders()[small, seed]}/evaluation.json"
+    shown, rows = {}, []
+    for key in ("nll_all", "nll_last"):
+        rows = [{"seed": s, "value": read(a)[key]["value"] - read(b)[key]["value"]} for s, (a, b) in pairs.items()]
+        less = seeds_table(rows).summary["value"]
+        shown[key] = interval({"value": less.mean, "low": less.low, "high": less.high}, 3, short=True)
+    return Claim(
+        "rh_memory/bfloat16-cpu",
+        f"Trained and scored in bfloat16 on two cores, the small model ends {shown['nll_all']} nats above itself in "
+        f"float32 (nll_all), {shown['nll_last']} in nll_last ({len(pairs)} seeds).",
+        "nll_last less that in float32, nats",
+        [row["value"] for row in rows],
+        "measured",
+        [path for pair in pairs.values() for path in pair],
+        seeds=list(pairs),
+        interval=(less.low, less.high),
+        test="Student's t over seeds, 95 %",
+    )
 
 
 def _signed(values: list[float]) -> str:
