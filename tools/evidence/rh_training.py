@@ -160,6 +160,8 @@ def _bfloat16() -> Claim:
     for key in ("nll_all", "nll_last"):
         rows = [{"seed": s, "value": read(a)[key]["value"] - read(b)[key]["value"]} for s, (a, b) in pairs.items()]
         less = seeds_table(rows).summary["value"]
+        assert less.low is not None, "there are enough seeds for an interval"
+        assert less.high is not None
         shown[key] = interval({"value": less.mean, "low": less.low, "high": less.high}, 3, short=True)
     return Claim(
         "rh_memory/bfloat16-cpu",
