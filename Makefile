@@ -8,7 +8,12 @@ unexport PYTHONDONTWRITEBYTECODE
 ARGS ?=
 NPROC ?= 1
 PACKAGES := iceaggr attn_clustering gauge_attn rh_memory
-UV := $(or $(shell command -v uv 2>/dev/null),$(CURDIR)/.uv/bin/uv)
+ifeq ($(wildcard uv.lock),)
+$(error no uv.lock in $(CURDIR): run make in the checkout, or make -C CHECKOUT)
+endif
+# Names without the path of the checkout, which may have spaces in it.
+UV := $(if $(shell command -v uv 2>/dev/null),uv,.uv/bin/uv)
+FETCHED_UV := $(filter .uv/bin/uv,$(UV))
 RUN := $(UV) run --locked
 # A process per core, each with one thread as most tests are too small for more; files stay whole for their fixtures.
 PYTEST := pytest -q -n auto --dist loadfile
@@ -19,16 +24,16 @@ help:  ## this list
 	@echo; echo 'Variables: ARGS="flags for the command"  NPROC=processes (>1 runs through torchrun)'
 
 # A local folder, so that nothing outside the checkout changes; --target where the venv module is missing (Debian splits it off).
-$(CURDIR)/.uv/bin/uv:
+.uv/bin/uv:
 	@echo "uv not found: installing it into .uv/" >&2
 	@python3 -m venv .uv 2>/dev/null && .uv/bin/python -m pip install --quiet uv \
 	  || { rm -rf .uv && python3 -m pip install --quiet --target .uv uv; }
 	@test -x $@ || { echo "could not install uv: install it yourself (pip install uv) and run make again" >&2; exit 1; }
 
-setup: | $(UV)  ## create .venv from uv.lock (all packages)
+setup: | $(FETCHED_UV)  ## create .venv from uv.lock (all packages)
 	@$(UV) sync --locked --quiet
 
-lock: | $(UV)  ## fail when uv.lock does not match the pyproject files
+lock: | $(FETCHED_UV)  ## fail when uv.lock does not match the pyproject files
 	$(UV) lock --check
 
 lint: setup  ## ruff: style and formatting
@@ -47,7 +52,7 @@ test: setup  ## the fast test suite of everything
 test-%: setup  ## one package's fast tests: test-iceaggr, test-shared, ...
 	$(RUN) $(PYTEST) $(if $(filter shared tools,$*),$*/tests,packages/$(subst -,_,$*)/tests) $(ARGS)
 
-isolated: | $(UV)  ## each package's tests in an environment with only its declared dependencies
+isolated: | $(FETCHED_UV)  ## each package's tests in an environment with only its declared dependencies
 	@set -e; for p in shared $(addprefix packages/,$(PACKAGES)); do \
 	  name=$$(sed -n 's/^name = "\(.*\)"/\1/p' $$p/pyproject.toml | head -1); echo "== $$name alone"; \
 	  $(UV) run --locked --isolated --package $$name $(PYTEST) $$p/tests; done
@@ -61,7 +66,8 @@ gpu: setup  ## the tests that need a CUDA device
 check: lock lint imports types test  ## everything a change must pass
 
 train-%: setup  ## train an experiment: train-iceaggr (no data needed: it simulates)
-	@if [ "$(NPROC)" -gt 1 ]; then \
+	@[[ "$(NPROC)" =~ ^[1-9][0-9]*$$ ]] || { echo 'NPROC="$(NPROC)": it must be a number of processes, 1 or more' >&2; exit 2; }; \
+	if [ "$(NPROC)" -gt 1 ]; then \
 	  $(RUN) torchrun --standalone --nproc-per-node=$(NPROC) -m $(subst -,_,$*) train $(ARGS); \
 	else $(RUN) $* train $(ARGS); fi
 
@@ -93,8 +99,8 @@ faults: setup  ## kill -9 and full disks in everything that trains, caches or ge
 fuzz: setup  ## damaged and forged files for every reader (ARGS="--cases 500 --only checkpoint")
 	$(RUN) python tools/fuzz.py $(ARGS)
 
-audit: | $(UV)  ## known vulnerabilities of what uv.lock pins; asks a public service
+audit: | $(FETCHED_UV)  ## known vulnerabilities of what uv.lock pins; asks a public service
 	$(UV) audit --locked
 
-wheels: | $(UV)  ## build every package's wheel into dist/
+wheels: | $(FETCHED_UV)  ## build every package's wheel into dist/
 	$(UV) build --quiet --all-packages --wheel --out-dir dist

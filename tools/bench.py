@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from evidence.speeds import Speed, limit, plain, speeds
+from lab_shared.command import write_record
+from lab_shared.files import atomic_write, make_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITES = {
@@ -35,12 +37,14 @@ SLOWER_BELOW = 0.8
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__.split("\n")[0])
-    parser.add_argument("--device", default=None, help="cpu or cuda; default: cuda when there is one")
-    parser.add_argument("--only", nargs="*", choices=list(SUITES), default=list(SUITES))
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="cpu or cuda; default: cuda when there is one")
+    parser.add_argument("--only", nargs="+", choices=list(SUITES), default=list(SUITES))
     parser.add_argument("--record", action="store_true", help="replace the records in the repository")
     parser.add_argument("--out", type=Path, help="write what was measured, required and recorded into this JSON file")
     args = parser.parse_args()
     device = args.device
+    if args.out is not None:
+        make_folder(args.out.parent)  # what is wrong with the path is better known before the hour than after it
     if device is None:
         import torch
 
@@ -57,10 +61,9 @@ def main() -> int:
         found[name] = compare(record, json.loads(path.read_text()) if path.is_file() else [])
         print(text(found[name]), flush=True)
         if args.record:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(record, indent=1) + "\n")
-    if args.out is not None:
-        args.out.write_text(json.dumps({"device": device, "suites": found}, indent=1) + "\n")
+            make_folder(path.parent)
+            atomic_write(path, json.dumps(record, indent=1) + "\n")
+    write_record(args.out, {"device": device, "suites": found})
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

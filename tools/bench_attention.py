@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from lab_shared.attention import Mask, attend
 from lab_shared.bench import environment, measure
+from lab_shared.command import positive_int
+from lab_shared.files import atomic_write, make_folder
 from torch import Tensor
 
 SHAPES = [(4, 32), (4, 64), (8, 32), (8, 64)]
@@ -140,7 +142,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--out", type=Path, help="write the JSON record here; default is stdout")
-    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--repeats", type=positive_int, default=20)
     args = parser.parse_args()
     if args.device == "cuda":
         records = bench_blocks("cuda", 230_000, args.repeats) + bench_cuda(2**18, args.repeats)
@@ -155,7 +157,8 @@ def main() -> int:
     if args.out is None:
         print(text)
     else:
-        args.out.write_text(text + "\n")
+        make_folder(args.out.parent)
+        atomic_write(args.out, text + "\n")
     for r in records:
         shape = " ".join(f"{key}={r[key]}" for key in ("T", "segments", "heads", "dim") if key in r)
         timing = f"{1e3 * r['median_s']:9.3f} ms (iqr {1e3 * r['iqr_s']:.3f})"

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lab_shared.bench import environment, measure
+from lab_shared.command import positive_int
+from lab_shared.files import atomic_write, make_folder
 from lab_shared.norms import RMSNorm
 from lab_shared.optim import make_optimizer
 from torch import Tensor, nn
@@ -125,12 +127,12 @@ def bench(device: torch.device, layers: int, batch: int, length: int, repeats: i
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="JSON file for the record; it goes to stdout in any case")
-    parser.add_argument("--layers", type=int, help="default 8, on a CPU 1")
-    parser.add_argument("--batch", type=int, help="sequences per step; default 64, on a CPU 1")
-    parser.add_argument("--length", type=int, default=512, help="tokens per sequence")
-    parser.add_argument("--repeats", type=int, help="timed steps; default 30, on a CPU 2")
+    parser.add_argument("--layers", type=positive_int, help="default 8, on a CPU 1")
+    parser.add_argument("--batch", type=positive_int, help="sequences per step; default 64, on a CPU 1")
+    parser.add_argument("--length", type=positive_int, default=512, help="tokens per sequence")
+    parser.add_argument("--repeats", type=positive_int, help="timed steps; default 30, on a CPU 2")
     args = parser.parse_args()
     device = torch.device(args.device)
     layers, batch, repeats = (8, 64, 30) if device.type == "cuda" else (1, 1, 2)
@@ -148,7 +150,8 @@ def main() -> None:
     text = json.dumps(record, indent=2)
     print(text)
     if args.out:
-        args.out.write_text(text + "\n")
+        make_folder(args.out.parent)
+        atomic_write(args.out, text + "\n")
 
 
 if __name__ == "__main__":

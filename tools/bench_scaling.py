@@ -21,7 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from lab_shared.bench import environment
+from lab_shared.command import positive_int
 from lab_shared.dist import torchrun
+from lab_shared.files import atomic_write, make_folder
 from lab_shared.run import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -132,23 +134,31 @@ def line(row: dict[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], metavar="N", help="default: 1 2")
+    parser.add_argument("--processes", type=positive_int, nargs="+", default=[1, 2], metavar="N", help="default: 1 2")
     parser.add_argument("--device", choices=list(CASES), default="cuda" if torch.cuda.is_available() else "cpu")
     names = "; ".join(f"{device}: {', '.join(cases)}" for device, cases in CASES.items())
     parser.add_argument("--only", nargs="+", metavar="CASE", help=names)
-    parser.add_argument("--repeats", type=int, default=1, metavar="N", help="trainings of each kind; default 1")
-    parser.add_argument("--lines", type=int, metavar="N", help="log lines of ten steps each; default 16, on a CPU 4")
+    parser.add_argument(
+        "--repeats", type=positive_int, default=1, metavar="N", help="trainings of each kind; default 1"
+    )
+    parser.add_argument(
+        "--lines", type=positive_int, metavar="N", help="log lines of ten steps each; default 16, on a CPU 4"
+    )
     parser.add_argument("--out", type=Path, metavar="JSON", help="write the record here as well")
     args = parser.parse_args()
     cases = CASES[args.device]
     if unknown := set(args.only or []) - cases.keys():
         parser.error(f"--only {', '.join(sorted(unknown))}: on {args.device} there are {', '.join(cases)}")
     lines = args.lines or (16 if args.device == "cuda" else 4)
-    rows = [
-        row
-        for name in args.only or cases
-        for row in measure(name, cases[name], args.processes, args.repeats, lines, args.device)
-    ]
+    try:
+        rows = [
+            row
+            for name in args.only or cases
+            for row in measure(name, cases[name], args.processes, args.repeats, lines, args.device)
+        ]
+    except subprocess.CalledProcessError as error:
+        print(f"a training ended with exit code {error.returncode}: its own message is above", file=sys.stderr)
+        return 1
     record = {
         "command": " ".join(["python", "tools/bench_scaling.py", *sys.argv[1:]]),
         "environment": environment(args.device, ROOT),
@@ -157,8 +167,8 @@ def main() -> int:
     }
     print("\n".join(line(row) for row in rows))
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
+        make_folder(args.out.parent)
+        atomic_write(args.out, json.dumps(record, indent=1) + "\n")
     return 0
 
 

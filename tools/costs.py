@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lab_shared.command import positive_float
+from lab_shared.files import atomic_write
+
 ROOT = Path(__file__).resolve().parent.parent
 PRICE = 4.0
 """US dollars for an hour of one H200: an assumption, not a quotation."""
@@ -201,12 +204,14 @@ def _bytes(n: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--price", type=float, default=PRICE, metavar="USD", help=f"of a GPU-hour; default {PRICE:g}")
+    parser.add_argument(
+        "--price", type=positive_float, default=PRICE, metavar="USD", help=f"of a GPU-hour; default {PRICE:g}"
+    )
     parser.add_argument("--write", action="store_true", help="write COSTS.md instead of printing")
     args = parser.parse_args()
     text = page(args.price)
     if args.write:
-        (ROOT / "COSTS.md").write_text(text)
+        atomic_write(ROOT / "COSTS.md", text)
     else:
         print(text, end="")
 

@@ -220,17 +220,20 @@ def _scratch(keep: Path | None) -> Iterator[Path]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make faults", description=__doc__.split("\n")[0])
-    parser.add_argument("--only", nargs="*", choices=list(SCENARIOS), default=list(SCENARIOS), metavar="SCENARIO")
+    parser.add_argument("--only", nargs="+", choices=list(SCENARIOS), default=list(SCENARIOS), metavar="SCENARIO")
     parser.add_argument("--kills", type=int, default=50, metavar="N", help="of each scenario; default 50")
     parser.add_argument("--disks", type=int, default=6, metavar="N", help="full ones for each scenario; default 6")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--record", action="store_true", help="update the record in the repository")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="work here and leave everything, to look at it")
     args = parser.parse_args()
+    taken = [args.keep / name for name in args.only if args.keep is not None and (args.keep / name).exists()]
+    if taken:
+        parser.error(f"--keep: there is a {taken[0]} already; name another folder")
     failed = 0
     for name in args.only:
         started = time.monotonic()
-        with _scratch(args.keep and args.keep / name) as root:
+        with _scratch(args.keep and args.keep.resolve() / name) as root:
             tally = attack(name, args.kills, args.seed, root, full_disks=args.disks)
         seconds = time.monotonic() - started
         counts = f"{tally.kills} kills, {tally.full_disks} full disks, {tally.finished_runs} runs to the end"

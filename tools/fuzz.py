@@ -32,6 +32,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
+from lab_shared.command import positive_int
 from lab_shared.errors import UserError
 from readers import ABORTING, READERS
 from readers.base import Files, Reader, write
@@ -208,14 +209,21 @@ def _time_limit() -> Iterator[None]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__.split("\n")[0])
-    parser.add_argument("--only", nargs="*", choices=list(READERS), default=list(READERS), metavar="READER")
-    parser.add_argument("--cases", type=int, default=10_000, metavar="N", help="of each reader; default 10,000")
+    parser.add_argument("--only", nargs="+", choices=list(READERS), default=list(READERS), metavar="READER")
+    parser.add_argument(
+        "--cases", type=positive_int, default=10_000, metavar="N", help="of each reader; default 10,000"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--case", type=int, metavar="NUMBER", help="only this one, in this process")
+    parser.add_argument("--case", type=positive_int, metavar="NUMBER", help="only this one, in this process")
     parser.add_argument("--record", action="store_true", help="update the record in the repository")
     args = parser.parse_args()
     if args.case:
-        print(fuzz(args.only[0], args.cases, args.seed, only=args.case))
+        if len(args.only) != 1:
+            parser.error(f"--case {args.case} is of one reader: name it with --only")
+        found_there = fuzz(args.only[0], args.cases, args.seed, only=args.case)
+        if not found_there:
+            parser.error(f"--case {args.case}: --cases {args.cases} have no such number")
+        print(found_there)
         return 0
     failed = 0
     for name in args.only:

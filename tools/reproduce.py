@@ -11,6 +11,7 @@ Without --gpus those run that need no GPU. Records appear under DIR/records as t
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 import time
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evidence.record import ROOT
+from lab_shared.command import positive_float, positive_int
 from lab_shared.errors import UserError
 from lab_shared.sweep import Job, run_jobs
 from reproduce_one import UNMEASURED, UNTIL, made_by, perform
@@ -43,9 +45,7 @@ def table(entries: Sequence[Entry]) -> str:
 
 def wanted(only: Sequence[str], gpus: int, again: bool) -> list[Entry]:
     """The runs to make. Raises UserError for a name that is none."""
-    known = {name for entry in ENTRIES for name in (entry.name, *(run.name for run in entry.runs()))}
-    if unknown := [name for name in only if name not in known]:
-        raise UserError(f"{unknown[0]} is no entry: see the names in tools/reproduce.py --list")
+    _check_names(only)
     return [
         run
         for entry in ENTRIES
@@ -55,6 +55,14 @@ def wanted(only: Sequence[str], gpus: int, again: bool) -> list[Entry]:
         and (0 < run.gpus <= gpus if gpus else run.gpus == 0)
         and (again or not (ROOT / run.record).exists())
     ]
+
+
+def _check_names(only: Sequence[str]) -> None:
+    known = {name for entry in ENTRIES for name in (entry.name, *(run.name for run in entry.runs()))}
+    if unknown := [name for name in only if name not in known]:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        raise UserError(f"{unknown[0]} is no entry{meant}: see the names in tools/reproduce.py --list")
 
 
 def plan(runs: Sequence[Entry], gpus: int, minutes: float) -> list[tuple[float, Entry]]:
@@ -81,6 +89,14 @@ def places(size: float, gpus: int) -> int:
     return int(gpus / size + 1e-9) if size else 1
 
 
+def _whole(text: str) -> int:
+    return 0 if text == "0" else positive_int(text)
+
+
+def _minutes(text: str) -> float:
+    return float(text) if text == "inf" else positive_float(text)
+
+
 def main() -> int:
     """0 when all that was begun is done."""
     parser = argparse.ArgumentParser(prog="make reproduce", description=(__doc__ or "").partition("\n")[0])
@@ -88,16 +104,17 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these entries or runs")
     parser.add_argument("--out", type=Path, metavar="DIR", help="work here; records appear under DIR/records")
     parser.add_argument(
-        "--gpus", type=int, default=0, metavar="N", help="make what needs GPUs, on N; default: the rest"
+        "--gpus", type=_whole, default=0, metavar="N", help="make what needs GPUs, on N; default: the rest"
     )
     parser.add_argument(
-        "--minutes", type=float, default=float("inf"), metavar="M", help="begin nothing that ends later"
+        "--minutes", type=_minutes, default=float("inf"), metavar="M", help="begin nothing that ends later"
     )
     parser.add_argument("--again", action="store_true", help="also what is there already")
     parser.add_argument("--dry-run", action="store_true", help="say what would begin when, and do nothing")
     args = parser.parse_args()
     try:
         if args.list or (args.out is None and not args.dry_run):
+            _check_names(args.only)
             names = set(args.only)
             print(table([e for e in ENTRIES if not names or names & {e.name, *(run.name for run in e.runs())}]))
             return 0

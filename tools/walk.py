@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from lab_shared.command import positive_float
 from record_file import put
 
 ROOT = Path(__file__).parents[1]
@@ -122,6 +123,8 @@ def check(command: Command) -> str | None:
         text = (ROOT / name).read_text()  # rather than --help, for which most of them would load torch
         missing = [word for word in words if word.startswith("-") and f'"{word}"' not in text]
         return f"{name} has no {missing[0]}" if missing else None
+    if not words:
+        return None  # a program by itself
     if name == "mirror":
         sys.path.append(str(ROOT / "examples/mirror/src"))
     cli, said = importlib.import_module(f"{PROGRAMS[name]}.cli"), io.StringIO()
@@ -173,9 +176,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--run", action="store_true", help="run the short ones too: half an hour on two cores")
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="only commands with one of these texts in them")
-    parser.add_argument("--seconds", type=float, default=900, metavar="S", help="most for one command; default: 900")
+    parser.add_argument(
+        "--seconds", type=positive_float, default=900, metavar="S", help="most for one command; default: 900"
+    )
     parser.add_argument("--record", action="store_true", help="put what was run into the record in the repository")
     args = parser.parse_args()
+    if args.record and not args.run:
+        parser.error("--record keeps what was run: add --run")
     failed, seen = 0, set()
     for command in sorted(commands(), key=_turn):
         if command.line in seen or not any(text in command.line for text in args.only or [""]):
@@ -190,6 +197,8 @@ def main() -> int:
         print(f"{command.document:36} {command.line:80} {said}", flush=True)
         if args.record and how == "ran":
             put(RECORD, command.line, {"document": command.document, "seconds": took, "wrong": wrong})
+    if not seen:
+        parser.error(f"--only {' '.join(args.only)}: no command of the documents has that in it")
     return 1 if failed else 0
 
 

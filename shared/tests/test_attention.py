@@ -295,3 +295,13 @@ def test_flex_on_packed_segments_of_every_head_size(dim, dtype):
         results.append([out, *torch.autograd.grad(out, inputs, seed)])
     for fast, slow in zip(*results, strict=True):
         assert_parity(fast.float(), slow.float(), atol=tolerance, rtol=tolerance)
+
+
+def test_nothing_but_padding_has_the_shape_and_type_of_the_reference():
+    q, k = (torch.full((5, 2, 8), torch.inf, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    v = torch.ones(5, 2, 4, dtype=torch.float64, requires_grad=True)
+    out, lse = attend(q, k, v, Mask.segments(torch.tensor([0, 0]), 5), backend="sdpa", return_lse=True)
+    assert torch.equal(out, torch.zeros_like(v))
+    assert torch.equal(lse, torch.full((5, 2), -torch.inf, dtype=torch.float64))
+    out.sum().backward()
+    assert all(x.grad is not None and not x.grad.any() for x in (q, k, v))

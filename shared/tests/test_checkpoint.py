@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,8 +153,10 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path):
     assert newest_checkpoint(tmp_path) == ({"step": 2}, [])
     for step in (1, 2):
         checkpoint_path(tmp_path, step).write_bytes(b"")
-    with pytest.raises(CheckpointError, match="no readable checkpoint"):
-        newest_checkpoint(tmp_path)
+    for _ in range(2):  # the second time too: nothing begins from zero by itself
+        with pytest.raises(CheckpointError, match=r"no readable checkpoint .* delete that folder to begin"):
+            newest_checkpoint(tmp_path)
+    assert len(list(tmp_path.glob("step_*.safetensors"))) == 2
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "write"])
@@ -280,3 +283,41 @@ def test_random_state_of_another_device_is_refused():
     state = {**rng_state(CPU), "cuda": torch.zeros(16, dtype=torch.uint8)}
     with pytest.raises(CheckpointError, match="written on cuda, this run is on cpu"):
         set_rng_state(state, CPU)
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_left_alone(tmp_path, monkeypatch):
+    path = save_checkpoint(tmp_path, 1, {"x": 1})
+
+    def fail(self):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(path), "read_bytes", fail)
+        with pytest.raises(CheckpointError, match="Permission denied: make it readable"):
+            newest_checkpoint(tmp_path)
+    assert newest_checkpoint(tmp_path) == ({"x": 1}, [])
+
+
+@pytest.mark.parametrize("name", ["file/x.json", "y" * 253, "."])
+def test_what_is_wrong_with_a_path_is_said(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"choose (a shorter|another) (name|folder)"):
+        atomic_write(tmp_path / name if name != "." else tmp_path, "x")
+
+
+def test_links_stay_and_what_is_no_file_is_not_replaced(tmp_path):
+    link, null = tmp_path / "link", tmp_path / "null"
+    link.symlink_to("target")
+    null.symlink_to("/dev/null")
+    for path in (link, null):
+        atomic_write(path, "x")
+        assert path.is_symlink()
+    assert (tmp_path / "target").read_text() == "x"
+    assert Path("/dev/null").is_char_device()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "null", "target"]
+
+
+def test_a_name_that_is_no_unicode_is_said(tmp_path):
+    with pytest.raises(StorageError, match="no Unicode"):
+        atomic_write(tmp_path / "x.json", '{"folder": "/data/\udcff"}')
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 
@@ -93,3 +94,39 @@ def test_what_is_printed_as_json_is_json(capsys):
         "bound": None,
         "n": 3,
     }
+
+
+def test_a_broken_pipe_that_is_not_stdouts_is_an_error(capfd):
+    def command(args):
+        raise BrokenPipeError("the worker is gone")
+
+    assert run_command("tool", command, None) == 1
+    assert capfd.readouterr().err == "tool: error: the worker is gone\n"
+
+
+SAYS = (
+    "import sys; from lab_shared.command import Program; from lab_shared.progress import Counter, say\n"
+    "def run(args):\n"
+    "    with Counter('counting', 1, 'things') as counter:\n"
+    "        counter.show(1)\n"
+    "    say('on the way')\n"
+    "    open(sys.argv[2], 'w').write('done')\n"
+    "    print('\\u2013')\n"
+    "program = Program('tool', 'x', '1')\n"
+    "program.add('go', run, 'x').add_argument('file')\n"
+    "sys.exit(program.main())\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("streams", "code"),
+    [("2>/dev/full", 0), ("2>&-", 0), (">&-", 0), ("2>&1 | true", 0), (">/dev/full", 1), ("2>&1 >/dev/null", 0)],
+)
+def test_work_goes_on_where_nobody_can_read_about_it(tmp_path, streams, code):
+    file = tmp_path / "made"
+    (tmp_path / "says.py").write_text(SAYS)
+    line = f'"{sys.executable}" says.py go made {streams}; exit ${{PIPESTATUS[0]}}'
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}  # a stdout without the dash that is printed
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, file.read_text()) == (code, "done")
+    assert "Traceback" not in done.stderr

@@ -13,6 +13,7 @@ from lab_shared.checkpoint import CheckpointError, load_weights, model_tensors
 from lab_shared.dist import Dist
 from lab_shared.loop import NonFiniteLoss, ticks
 from lab_shared.meters import FiniteGuard
+from lab_shared.optim import make_optimizer
 from lab_shared.run import Run, read_metrics
 from lab_shared.testing import assert_parity
 from torch import nn
@@ -248,3 +249,31 @@ def test_on_cuda_a_bad_loss_is_found_before_the_checkpoint(tmp_path):
             loop(20, bad_step=5)
         assert [p.name for p in run.checkpoints.iterdir()] == ["step_000000004.safetensors"]
         assert loop(8) == 8
+
+
+def test_the_state_of_another_optimiser_or_program_is_one_line(tmp_path):
+    from lab_shared.checkpoint import newest_checkpoint, save_checkpoint
+    from lab_shared.errors import UserError
+
+    options = {"seed": 0, "project": "p", "resume_command": "r {path}", "wandb": "disabled"}
+
+    def go(run, kind):
+        model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1))
+        optimizer = make_optimizer(model, lr=1e-3, kind=kind)
+        with run:
+            for tick in ticks(run, 4, model=model, optimizer=optimizer, checkpoint_every=1):
+                tick.update(model(torch.ones(3, 4)).square().mean())
+                if tick.step == 2:
+                    break
+
+    go(Run.create(tmp_path / "run", Config(), **options), "muon")
+    with pytest.raises(UserError, match="another kind of optimizer"):
+        go(Run.open(tmp_path / "run"), "adamw")
+    folder = tmp_path / "run" / "checkpoints"
+    tree, _ = newest_checkpoint(folder)
+    save_checkpoint(folder, 1, {name: x for name, x in tree.items() if name != "model"})
+    with pytest.raises(UserError, match=r"does not fit.*'model'"):
+        go(Run.open(tmp_path / "run"), "muon")
+    save_checkpoint(folder, 1, {"loop": []})
+    with pytest.raises(UserError, match="none of a training"):
+        go(Run.open(tmp_path / "run"), "muon")

@@ -272,3 +272,28 @@ def test_wandb_mirrors_offline_and_writes_inside_the_run_only(tmp_path):
     run = tmp_path / "work" / "run"
     assert len(list((run / "wandb").glob("offline-run-*"))) == 2
     assert [p for p in tmp_path.rglob("*") if p.is_file() and run not in p.parents] == []
+
+
+class Moody:
+    def log(self, *_, **__):
+        raise RuntimeError("the service is gone")
+
+    finish = log
+
+
+def test_a_mirror_that_breaks_stops_no_run(tmp_path, capsys):
+    with create(tmp_path / "run") as run:
+        run._wandb = Moody()
+        run.log(1, "train", {"loss": 1.0})
+        run.log(2, "train", {"loss": 0.5})
+        run._wandb = Moody()
+    assert [record["step"] for record in read_metrics(tmp_path / "run")] == [1, 2]
+    said = capsys.readouterr().err
+    assert "wandb failed (the service is gone): from step 1 on" in said
+    assert "wandb did not finish" in said
+
+
+def test_a_lock_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "run.lock").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=r"run\.lock"):
+        create(tmp_path)

@@ -179,3 +179,48 @@ def test_ray_runs_the_same_list(calls, tmp_path):
     addresses = re.findall(r"Worker IP address: ([0-9.]+)", done.stdout + done.stderr)
     assert set(addresses) == {"127.0.0.1"}  # of the worker that died
     assert (tmp_path / "s/b/calls").read_text() == "x"
+
+
+INTERRUPTED = """
+    import sys, time
+    from pathlib import Path
+    from lab_shared.signals import StopSignals
+    from lab_shared.sweep import Job, run_jobs
+
+    def save(out):
+        with StopSignals(announce=False) as signals:
+            (out / "started").touch()
+            while signals.received is None:
+                time.sleep(0.02)
+            time.sleep(0.5)
+            (out / "saved").touch()
+        raise SystemExit(128 + signals.received)
+
+    if __name__ == "__main__":
+        import interrupted
+        run_jobs([Job(f"j{i}", interrupted.save) for i in range(2)], Path(sys.argv[1]), workers=2)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_jobs_can_save_after_the_terminals_signal(tmp_path, number):
+    """A terminal sends it to the whole group of the process; the jobs must get one signal and not two."""
+    (tmp_path / "interrupted.py").write_text(textwrap.dedent(INTERRUPTED))
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    program = [sys.executable, str(tmp_path / "interrupted.py"), str(tmp_path / "sweep")]
+    with subprocess.Popen(program, env=environment, start_new_session=True, stderr=subprocess.DEVNULL) as process:
+        started = [tmp_path / f"sweep/j{i}/started" for i in range(2)]
+        deadline = time.monotonic() + 60
+        while not all(path.exists() for path in started) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, number)
+        assert process.wait(60)
+    assert [(tmp_path / f"sweep/j{i}/saved").exists() for i in range(2)] == [True, True]
+
+
+def test_more_gpus_for_a_job_than_there_are_is_an_error(calls, tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="this machine has 2 GPUs"):
+        run_jobs([Job("a", calls.square, {"x": 1})], tmp_path / "sweep", gpus_per_job=4)

@@ -156,12 +156,13 @@ def _bfloat16() -> Claim:
         low = f"{RESULTS}/bfloat16-cpu/{small}-seed{seed}/evaluation.json"
         if known == small and (ROOT / low).is_file():
             pairs[seed] = low, f"{folders()[small, seed]}/evaluation.json"
-    shown, rows = {}, []
+    shown, rows, bounds = {}, [], (0.0, 0.0)
     for key in ("nll_all", "nll_last"):
         rows = [{"seed": s, "value": read(a)[key]["value"] - read(b)[key]["value"]} for s, (a, b) in pairs.items()]
         less = seeds_table(rows).summary["value"]
         assert less.low is not None, "there are enough seeds for an interval"
         assert less.high is not None
+        bounds = less.low, less.high
         shown[key] = interval({"value": less.mean, "low": less.low, "high": less.high}, 3, short=True)
     return Claim(
         "rh_memory/bfloat16-cpu",
@@ -172,7 +173,7 @@ def _bfloat16() -> Claim:
         "measured",
         [path for pair in pairs.values() for path in pair],
         seeds=list(pairs),
-        interval=(less.low, less.high),
+        interval=bounds,
         test="Student's t over seeds, 95 %",
     )
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 
 import bench
+import costs
+import faults
+import fuzz
 import pytest
+import reproduce
+import walk
 from evidence.record import ROOT
 from evidence.speeds import Speed, speeds
 
@@ -55,3 +60,33 @@ def test_several_readouts_count_targets():
 
 def test_what_was_never_measured_before_has_no_ratio():
     assert "ratio" not in bench.compare([{"name": "new", "seconds": 1.0}], [])[0]
+
+
+@pytest.mark.parametrize(
+    ("tool", "words", "said"),
+    [
+        (reproduce, ["--only", "rh-e00", "--list"], "did you mean"),
+        (reproduce, ["--gpus", "-1"], "-1 is not a positive whole number"),
+        (reproduce, ["--minutes", "nan"], "nan is not a positive number"),
+        (fuzz, ["--case", "0"], "0 is not a positive whole number"),
+        (fuzz, ["--case", "3"], "name it with --only"),
+        (fuzz, ["--only"], "expected at least one argument"),
+        (faults, ["--only"], "expected at least one argument"),
+        (faults, ["--only", "train-iceaggr", "--keep", "HERE"], "already"),
+        (walk, ["--only", "no command has this"], "no command"),
+        (walk, ["--record"], "add --run"),
+        (walk, ["--seconds", "0"], "0 is not a positive number"),
+        (costs, ["--price", "-1"], "-1 is not a positive number"),
+        (bench, ["--only"], "expected at least one argument"),
+        (bench, ["--device", "tpu"], "invalid choice"),
+    ],
+)
+def test_wrong_words_are_refused_before_any_work(tool, words, said, tmp_path, monkeypatch, capsys):
+    (tmp_path / "train-iceaggr").mkdir()
+    monkeypatch.setattr("sys.argv", ["tool", *(str(tmp_path) if word == "HERE" else word for word in words)])
+    try:
+        code = tool.main()
+    except SystemExit as stop:
+        code = stop.code
+    assert code in (1, 2)
+    assert said in capsys.readouterr().err

@@ -17,6 +17,7 @@ from attn_clustering.data.ordering import Plan
 from attn_clustering.data.settings import LANGUAGES
 from attn_clustering.experiments import EXPERIMENTS, phase2_config, run_config
 from attn_clustering.model import build_model, next_token_targets
+from lab_shared.dist import Dist
 from lab_shared.errors import UserError
 from lab_shared.run import read_metrics
 from lab_shared.testing import golden
@@ -251,3 +252,36 @@ def test_compiled_training_follows_eager(compile_, graph, tmp_path):
         train.train(replace(RUN, optim=optim), run, device="cuda")
         losses.append([r["loss"] for r in read_metrics(run)])
     assert losses[1] == pytest.approx(losses[0], abs=2e-3)
+
+
+def test_a_run_whose_metrics_lost_their_end_still_says_its_last_loss(tmp_path, monkeypatch):
+    config = replace(RUN, optim=replace(RUN.optim, checkpoint_every=7))
+    whole = train.train(config, tmp_path / "whole", device="cpu")
+    monkeypatch.setattr(train.Run, "finish", lambda *_: 1 / 0)  # after the last checkpoint
+    with pytest.raises(ZeroDivisionError):
+        train.train(config, tmp_path / "cut", device="cpu")
+    monkeypatch.undo()
+    file = tmp_path / "cut" / "metrics.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[1:3]))
+    cut = train.train(config, tmp_path / "cut", device="cpu")
+    assert cut["val_loss"] == whole["val_loss"]
+    assert cut["val_loss_at_start"] == whole["val_loss_at_start"]
+
+
+def test_only_rank_0_reads_out_a_finished_run(tmp_path, monkeypatch):
+    train.train(RUN, tmp_path / "run", device="cpu")
+    for rank, found in ((0, True), (1, False)):
+        monkeypatch.setattr(train, "init", lambda device, rank=rank: Dist(rank))
+        assert (train.train(RUN, tmp_path / "run") is not None) == found
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"), [("eval_sequences", 3, "3 validation sequences"), ("batch", 3, "divide among 2")]
+)
+def test_what_cannot_be_trained_leaves_no_folder(tmp_path, monkeypatch, field, value, said):
+    config = replace(RUN, optim=replace(RUN.optim, **{field: value}))
+    monkeypatch.setattr(train, "init", lambda device: Dist(world=1 if field == "eval_sequences" else 2))
+    monkeypatch.setattr(Dist, "shutdown", lambda self: None)
+    with pytest.raises(UserError, match=said):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

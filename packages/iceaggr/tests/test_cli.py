@@ -261,3 +261,9 @@ def test_damaged_files_of_a_run_are_named(file, content, command, says, folders,
     error = capsys.readouterr().err
     assert says in error
     assert file in error
+
+
+def test_data_that_are_not_there_leave_no_run_folder(tmp_path, capsys):
+    assert main(["train", "quick", "--data", str(tmp_path / "nothing"), "--out", str(tmp_path / "run")]) == 1
+    assert "no folder" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -14,7 +14,7 @@ import torch
 from lab_shared.dist import Dist, init, torchrun
 from lab_shared.run import Run, read_metrics
 from rh_memory import train as train_module
-from rh_memory.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from rh_memory.config import DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from rh_memory.data.unfold import Spacings
 from rh_memory.data.windows import SpacingData
 from rh_memory.train import WindowStream
@@ -34,13 +34,16 @@ MODELS = {
     "e0": MODEL,
     "explicit": replace(MODEL, inputs="height", values="prime_rotary"),
     "postfix": replace(MODEL, memory="postfix", readouts=4),
+    "rollout": replace(MODEL, memory="prefix"),
 }
+ROLLOUT = LossConfig(drift_weight=0.1, drift_every=1, drift_horizon=6, drift_batch=4)
 
 
 def train_all(zeros: str, folder: Path, dist: Dist) -> None:
     """What each rank runs, and one process alone."""
     for name, model in MODELS.items():
-        config = replace(CONFIG, model=model, data=DataConfig(file=zeros))
+        loss = ROLLOUT if name == "rollout" else CONFIG.loss
+        config = replace(CONFIG, model=model, loss=loss, data=DataConfig(file=zeros))
         options = {"project": "test", "resume_command": "{path}", "wandb": "disabled", "dist": dist}
         with Run.create(folder / name, config, seed=0, **options) as run:
             train_module._train(config, run, dist)

@@ -275,3 +275,19 @@ def test_compiled_training_learns_on_a_gpu(name, toy_dataset):
     assert losses[-5:].mean() < losses[:5].mean() - 0.2
     found = validate(model, dataset, dataset.starts("val", 64), config)
     assert math.isfinite(found["nll_last"])
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (replace(CASES["e5"], model=replace(E5, n_memory=4)), "model.n_memory = 4"),
+        (replace(CASES["e5"], model=replace(E5, context=16)), "at least; lengthen"),
+        (replace(CASES["e0"], batch_size=7), "does not divide among 2"),
+        (replace(CASES["e0"], data=DataConfig(file="/nowhere.npy")), "/nowhere.npy"),
+    ],
+)
+def test_what_cannot_be_trained_leaves_no_folder(tmp_path, monkeypatch, config, said):
+    monkeypatch.setattr(train_module, "init", lambda: Dist(world=2 if config.batch_size == 7 else 1))
+    with pytest.raises(UserError, match=said):
+        train_module.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

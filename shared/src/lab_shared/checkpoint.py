@@ -45,27 +45,38 @@ def save_checkpoint(folder: Path, step: int, tree: Mapping[str, Any], *, keep: i
             f"{error}. {f'{kept[-1]} is intact' if kept else 'No checkpoint was written yet'}."
         ) from error
     for old in sorted(folder.glob(_PATTERN))[:-keep]:
-        old.unlink()
+        old.unlink(missing_ok=True)
     return path
 
 
 def newest_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """The newest readable checkpoint's tree, and a line for each damaged one passed over.
 
-    The tree is None when the folder has no checkpoint. Damaged files are renamed to end in .damaged, so that
-    they neither stand in the way nor count when pruning. Raises CheckpointError when there are checkpoints
-    and all are damaged: starting from zero is the user's call.
+    The tree is None when the folder has no checkpoint. Damaged files newer than that are renamed to end in .damaged, so
+    that they neither stand in the way nor count when pruning. Raises CheckpointError, and renames nothing, when there
+    are checkpoints and all are damaged, each time anew: starting from zero is the user's call. And for a file that
+    cannot be read now (no permission, a disk that fails): it may be whole.
     """
-    paths = sorted(folder.glob(_PATTERN), reverse=True)
+    damaged: list[Path] = []
     skipped: list[str] = []
-    for path in paths:
+    for path in sorted(folder.glob(_PATTERN), reverse=True):
         try:
-            return load_tree(path), skipped
+            tree = load_tree(path)
         except CheckpointError as error:
+            if isinstance(error.__cause__, OSError) and not path.is_dir():
+                way_out = "make it readable, or move it away to go on from the one before"
+                raise CheckpointError(f"{error}: {way_out}") from error
+            damaged.append(path)
             skipped.append(f"{error}; using the one before")
-            path.rename(path.with_suffix(".damaged"))
-    if paths:
-        raise CheckpointError(f"no readable checkpoint in {folder}; start a new run. {skipped[0]}")
+            continue
+        for bad in damaged:
+            bad.rename(bad.with_suffix(".damaged"))
+        return tree, skipped
+    if damaged:
+        raise CheckpointError(
+            f"no readable checkpoint in {folder}: start a new run, or delete that folder to begin this one again. "
+            f"{skipped[0].removesuffix('; using the one before')}"
+        )
     return None, []
 
 

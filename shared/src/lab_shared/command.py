@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +17,7 @@ from lab_shared.allocator import keep_freed_memory
 from lab_shared.completion import SHELLS, completion
 from lab_shared.errors import UserError, needs
 from lab_shared.files import atomic_write, json_text, make_folder
+from lab_shared.progress import say
 
 _GPUS_PER_JOB = 1.0
 
@@ -70,6 +73,7 @@ class Program:
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Do what the words (by default the command line's) say; the exit code. Wrong usage raises SystemExit(2)."""
+        _mend_streams()
         words = list(sys.argv[1:] if argv is None else argv)
         if words and words[0] in self._free:
             return run_command(self.name, self._free[words[0]], words[1:])
@@ -93,16 +97,45 @@ def run_command(program: str, command: Callable[[Any], None], args: Any) -> int:
     try:
         with needs("this command"):
             command(args)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing at exit would fail again
-        return 0
+        sys.stdout.flush()
     except (UserError, OSError) as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
+        if _stdout_is_lost() and isinstance(error, BrokenPipeError):
+            return 0
+        say(f"{program}: error: {error}")
         return 1
     except KeyboardInterrupt:
-        print(f"\n{program}: stopped", file=sys.stderr)
+        say(f"\n{program}: stopped")
         return 128 + signal.SIGINT
     return 0
+
+
+def _mend_streams() -> None:
+    """Streams that were closed go nowhere (or the next file opened would take their place), and a character that stdout
+    has not is written as its number."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the life of the process
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _stdout_is_lost() -> bool:
+    """Whether what reads stdout is gone, or it cannot be written; it then goes nowhere, or flushing at exit would fail.
+
+    Not every broken pipe is that of stdout.
+    """
+    try:
+        sys.stdout.flush()
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+        if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+            return False
+    except io.UnsupportedOperation:  # no stream of the system
+        return False
+    except OSError:
+        pass
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def positive_int(text: str) -> int:

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ _WAY_OUT = {
     errno.EPERM: "choose a folder that you may write to",
     errno.ENOTDIR: "a part of this path is a file: choose another folder",
     errno.EEXIST: "a file of this name is in the way: choose another folder",
+    errno.EISDIR: "a folder of this name is in the way: choose another name",
+    errno.ENAMETOOLONG: "choose a shorter name, or a folder less deep",
 }
 
 
@@ -46,19 +49,31 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     """Write `path` so that a crash, kill or full disk at any moment leaves the old content or the new one.
 
     The data goes to a temporary file in the same folder (a rename is atomic only within one file system),
-    reaches the disk before the rename, and the folder entry after it. Raises StorageError; the old file is
-    then untouched.
+    reaches the disk before the rename, and the folder entry after it. A link stays, and the file it names is written;
+    what is no file (/dev/null, a pipe) is written to as it is. Raises StorageError; the old file is then untouched.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
+        raw = data.encode() if isinstance(data, str) else data
+    except UnicodeEncodeError as error:
+        odd = error.object[max(0, error.start - 40) : error.end]
+        raise StorageError(f"cannot write {path}: {odd!r} in it is no Unicode; is it a name to be changed?") from error
+    temporary = path
+    try:
+        target = Path(os.path.realpath(path)) if path.is_symlink() else path
+        if path.exists() and not (target.is_file() or target.is_dir()):
+            path.write_bytes(raw)
+            return
+        temporary = target.with_name(f".{target.name}.tmp")
         with open(temporary, "wb") as f:
-            f.write(data.encode() if isinstance(data, str) else data)
+            f.write(raw)
             f.flush()
             os.fsync(f.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+        os.replace(temporary, target)
+        sync_folder(target.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)  # give a full disk its space back
+        if temporary != path:
+            with suppress(OSError):  # there is none where the folder or the name is what is wrong
+                temporary.unlink()  # give a full disk its space back
         raise storage_error(path, error) from error
 
 

@@ -111,6 +111,8 @@ class MuonAdamW(Optimizer):
             raise ValueError(
                 f"optimizer state of other parameter groups ({reason}): make the optimizer as that run did"
             )
+        if any(("betas" in saved) != ("betas" in ours) for saved, ours in zip(saved_groups, groups, strict=True)):
+            raise ValueError("optimizer state of another kind of optimizer: make the optimizer as that run did")
         ids = set(chain(*(g["params"] for g in saved_groups)))
         # torch keeps unknown entries without a word: keys that JSON turned into strings would lose all
         # state.

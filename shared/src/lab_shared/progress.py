@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
 _SECONDS_BETWEEN_LINES = 2.0
+
+
+def say(text: str) -> None:
+    """Print a line on stderr. That nobody can read it (its pipe closed, its disk full) stops no work."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # or every later line would fail, and the exit
 
 
 class Progress:
@@ -60,7 +69,7 @@ class Progress:
         if self._bar:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         elif self._enabled:
-            print(text, file=sys.stderr, flush=True)
+            say(text)
 
     def stop(self) -> None:
         """Leave the bar as it stands and give the terminal back."""
@@ -118,11 +127,11 @@ class Counter:
             self._bar.update(self._bar.task_ids[0], completed=done)
         elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            print(f"{self._title}: {done:,} of {self._total:,} {self._unit}", file=sys.stderr, flush=True)
+            say(f"{self._title}: {done:,} of {self._total:,} {self._unit}")
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._bar:
             self._bar.stop()
         seconds = time.monotonic() - self._started
         if kind is None and self._done:
-            print(f"{self._title}: {self._done:,} {self._unit} in {seconds:.1f} s", file=sys.stderr, flush=True)
+            say(f"{self._title}: {self._done:,} {self._unit} in {seconds:.1f} s")

@@ -23,6 +23,7 @@ from lab_shared.checkpoint import (
     set_rng_state,
 )
 from lab_shared.dist import Dist
+from lab_shared.errors import UserError
 from lab_shared.files import StorageError
 from lab_shared.run import Run
 from lab_shared.tree_file import decode_tree
@@ -90,13 +91,26 @@ class LoopState:
         if tree is None:
             self.run.rewind(0)
             return None
-        loop, source = tree["loop"], f"the checkpoint of step {tree['loop']['step']}"
+        source = f"the checkpoint of step {tree['loop']['step']}"
+        try:
+            return self._put_back(tree, base_lrs, source)
+        except UserError:
+            raise
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error!s:.300}"
+            raise CheckpointError(
+                f"{source} does not fit this program and configuration ({reason}): go on with those that wrote it, or "
+                "start a new run"
+            ) from error
+
+    def _put_back(self, tree: dict[str, Any], base_lrs: list[float], source: str) -> dict[str, Any]:
+        """Give every part its own state; the loop's."""
         if len(tree["rng"]) != self.dist.world:
             raise CheckpointError(
                 f"{source} was written by {len(tree['rng'])} processes, this run has {self.dist.world}: "
                 "start as many as before"
             )
-        state = tree["state"][self.dist.rank]
+        loop, state = tree["loop"], tree["state"][self.dist.rank]
         if state.keys() != self.holders.keys():
             raise CheckpointError(f"{source} holds the state of {list(state)}, not of {list(self.holders)}")
         assign_tensors(self.model, tree["model"], source)
@@ -116,6 +130,9 @@ class LoopState:
             tree, skipped = newest_checkpoint(folder)
             for line in skipped:
                 self.run.progress.line(f"warning: {line}")
+            loop = {"step": 0} if tree is None else tree.get("loop")
+            if not isinstance(loop, dict) or type(loop.get("step")) is not int:
+                raise CheckpointError(f"the newest checkpoint in {folder} is none of a training: move it away")
         step = [tree["loop"]["step"] if tree else None]
         if self.dist.world > 1:
             torch.distributed.broadcast_object_list(step, src=0)

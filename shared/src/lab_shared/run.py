@@ -98,7 +98,7 @@ class Run:
             text = to_json(config)
             begun = path / "config.json"
             if (elastic_job() is not None if go_on is None else go_on) and begun.is_file():
-                if begun.read_text() != text:
+                if begun.read_text(encoding="utf-8") != text:
                     raise RunError(f"{path} holds a run of another configuration: choose another folder")
                 return _open_folder(path, dist)
             make_folder(path)
@@ -158,7 +158,11 @@ class Run:
         except OSError as error:
             raise self.add_way_back(storage_error(self.path / "metrics.jsonl", error)) from error
         if self._wandb is not None:
-            self._wandb.log({f"{split}/{name}": value for name, value in metrics.items()}, step=step)
+            try:
+                self._wandb.log({f"{split}/{name}": value for name, value in metrics.items()}, step=step)
+            except Exception as error:  # a mirror must not stop the run, whatever breaks in it
+                self.progress.line(f"wandb failed ({error}): from step {step} on metrics.jsonl is the only record")
+                self._wandb = None
 
     def add_way_back(self, error: UserError) -> UserError:
         """The same error with the command that goes on once the cause is gone."""
@@ -199,7 +203,10 @@ class Run:
         """Give up the lock, the console and the mirror. Safe to call twice."""
         self.progress.stop()
         if self._wandb is not None:
-            self._wandb.finish()
+            try:
+                self._wandb.finish()
+            except Exception as error:  # as in `log`
+                self.progress.line(f"wandb did not finish ({error}): metrics.jsonl is the record")
             self._wandb = None
         if self._metrics is not None:
             self._metrics.close()

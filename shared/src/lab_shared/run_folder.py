@@ -43,8 +43,12 @@ def lock_folder(path: Path) -> int:
     except OSError as error:  # a file system without locks
         os.close(descriptor)
         raise storage_error(file, error) from error
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, str(os.getpid()).encode())
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+    except OSError as error:
+        os.close(descriptor)
+        raise storage_error(file, error) from error
     return descriptor
 
 

@@ -28,6 +28,7 @@ from typing import Any, Literal, TextIO
 
 from lab_shared.errors import UserError
 from lab_shared.files import atomic_write, make_folder
+from lab_shared.progress import say
 
 Engine = Literal["local", "ray"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
@@ -85,7 +86,7 @@ def run_jobs(
         if summary is not None:
             results[job.name] = summary
     if results:
-        _say(f"{len(results)} of {len(jobs)} jobs are done already")
+        say(f"{len(results)} of {len(jobs)} jobs are done already")
     waiting = [job.name for job in jobs if job.name not in results]
     if not waiting:
         return results
@@ -114,10 +115,10 @@ def run_jobs(
                 if error is None:
                     results[name] = future.result()
                     again = f", attempt {n}" if (n := attempts(folder / name)) > 1 else ""
-                    _say(f"[{len(results) + len(failed)}/{len(jobs)}] {name}: done in {seconds:.0f} s{again}")
+                    say(f"[{len(results) + len(failed)}/{len(jobs)}] {name}: done in {seconds:.0f} s{again}")
                 elif isinstance(error, Exception):
                     failed[name] = f"{error} (log: {folder / name / 'log.txt'})"
-                    _say(f"[{len(results) + len(failed)}/{len(jobs)}] {name}: FAILED after {seconds:.0f} s: {error}")
+                    say(f"[{len(results) + len(failed)}/{len(jobs)}] {name}: FAILED after {seconds:.0f} s: {error}")
                 else:
                     raise error
     if failed:
@@ -186,7 +187,7 @@ def _summary_if_done(folder: Path, target: str, kwargs: Mapping[str, Any]) -> di
         call, found, summary = done["call"], done["kwargs"], done["summary"]
         if not isinstance(found, dict) or not isinstance(summary, dict):
             raise TypeError("no objects")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{file} is no result of a job: delete {folder} to run it again") from error
     asked = json.loads(json.dumps(dict(kwargs)))
     if (call, found) != (target, asked):
@@ -217,10 +218,6 @@ def _only_one(folder: Path) -> Iterator[TextIO]:
     with open(folder / "attempts.txt", "a") as log:
         fcntl.flock(log, fcntl.LOCK_EX)
         yield log
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,8 @@ def open_engine(
     if engine != "local":
         raise UserError(f"engine {engine!r} is unknown: use local or ray")
     shares = _gpu_shares(gpus_per_job) if gpus_per_job else []
+    if not shares and gpus_per_job and (count := _gpu_count()):
+        raise UserError(f"gpus_per_job={gpus_per_job:g}: this machine has {count} GPUs; lower it")
     workers = min(workers or max(1, len(shares)), n_jobs)
     if workers == 1:
         return _in_this_process(folder)
@@ -90,8 +92,14 @@ def _in_processes(folder: Path, workers: int, shares: list[str], retries: int) -
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
         with open(folder / name / "log.txt", "ab") as log:
             command = [sys.executable, "-m", "lab_shared.sweep", str(folder / name)]
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, stdin=subprocess.DEVNULL)
+            # In a group of its own: a terminal sends Ctrl-C to the whole group of this process, and passed on below it
+            # would be the second signal, which kills a run that is saving.
+            process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=environment, stdin=subprocess.DEVNULL, process_group=0
+            )
             alive.add(process)
+            if stopping.is_set():  # since the others were told
+                process.terminate()
             code = process.wait()
             alive.discard(process)
         return code
@@ -112,7 +120,7 @@ def _in_processes(folder: Path, workers: int, shares: list[str], retries: int) -
         return execute(folder / name)  # done: this only reads the summary
 
     pool = ThreadPoolExecutor(workers)
-    with _sigterm_as_exit():
+    with _signals_as_exit():
         try:
             yield lambda name: pool.submit(work, name), workers
         finally:
@@ -141,8 +149,12 @@ def _on_ray(
     ours = not ray.is_initialized()
     if ours:
         dashboard = False if address is None else None
-        ray.init(address=address, include_dashboard=dashboard, log_to_driver=False)
-    gpus = gpus_per_job if ray.cluster_resources().get("GPU", 0) > 0 else 0
+        # "local", as with None ray would join a cluster that runs here, or the one in RAY_ADDRESS.
+        ray.init(address=address or "local", include_dashboard=dashboard, log_to_driver=False)
+    most = max((node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    if 0 < most < gpus_per_job:  # ray would wait for such a node for ever
+        raise UserError(f"gpus_per_job={gpus_per_job:g}: no node of the cluster has more than {most:g} GPUs; lower it")
+    gpus = gpus_per_job if most else 0
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=retries)(_execute_named)
     try:
         yield lambda name: task.remote(str(folder), name).future(), n_jobs
@@ -157,9 +169,7 @@ def _execute_named(folder: str, name: str) -> dict[str, Any]:
 
 def _gpu_shares(gpus_per_job: float) -> list[str]:
     """A value of CUDA_VISIBLE_DEVICES for each job that the GPUs of this machine hold at a time."""
-    import torch
-
-    count = torch.cuda.device_count()
+    count = _gpu_count()
     visible = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d] or [str(i) for i in range(count)]
     visible = visible[:count]
     if gpus_per_job > 1:
@@ -169,14 +179,20 @@ def _gpu_shares(gpus_per_job: float) -> list[str]:
     return visible * math.floor(1 / gpus_per_job + 1e-9)
 
 
+def _gpu_count() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
 def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines()
     return lines[-1] if lines else "its process failed without a word"
 
 
 @contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
-    """SIGTERM ends the program as an exception would, so that the processes beside it are stopped too."""
+def _signals_as_exit() -> Iterator[None]:
+    """SIGTERM and SIGHUP (unless ignored) end the program as an exception would, so that its jobs are stopped too."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -184,8 +200,10 @@ def _sigterm_as_exit() -> Iterator[None]:
     def leave(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
 
-    previous = signal.signal(signal.SIGTERM, leave)
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, leave) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
+        for number, handler in previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)

@@ -24,6 +24,9 @@ def start_mirror(path: Path, facts: dict[str, Any], progress: Progress) -> Any:
     except ImportError:
         progress.line("wandb is not installed: metrics.jsonl is the only record (pip install wandb for the mirror)")
         return None
+    except Exception as error:  # an installation that does not fit its own dependencies
+        progress.line(f"wandb cannot be imported ({error}): metrics.jsonl is the only record")
+        return None
     cache = os.environ.get("WANDB_CACHE_DIR")
     # Its logs go to ~/.cache otherwise.
     os.environ["WANDB_CACHE_DIR"] = str(path.resolve() / "wandb" / "cache")
@@ -35,7 +38,7 @@ def start_mirror(path: Path, facts: dict[str, Any], progress: Progress) -> Any:
             id=facts["wandb_id"],
             resume="allow",
             dir=str(path.resolve()),
-            config=json.loads((path / "config.json").read_text()),
+            config=json.loads((path / "config.json").read_text(encoding="utf-8")),
             settings=wandb.Settings(console="off", silent=True, disable_code=True, x_disable_stats=True),
         )
     except Exception as error:  # a mirror must not stop the run, whatever breaks in it

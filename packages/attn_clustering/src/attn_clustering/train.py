@@ -44,9 +44,11 @@ def train(config: RunConfig, out: Path, *, device: str | None = None) -> dict[st
             if begun != config:
                 raise UserError(f"{out} holds a run of another configuration ({begun.name}): choose another folder")
             if (out / "DONE.json").is_file():
-                return read_summary(out)
+                summary = read_summary(out)
+                return summary if dist.is_main else None
             with Run.open(out, dist=dist) as run:
                 return _train(config, run, dist)
+        _check(config, dist)  # before there is a folder
         with start_run("attn-clustering", config, out, dist, wandb=config.optim.wandb) as run:
             return _train(config, run, dist)
 
@@ -120,7 +122,7 @@ def evaluate(forward: Callable[..., Tensor], autocast: Callable[[], Any], tokens
     """
     batches = tokens_NT[: len(tokens_NT) // batch * batch].split(batch)
     if not batches or len(batches[0]) < batch:
-        raise UserError(f"{len(tokens_NT)} validation sequences are less than one batch of {batch}: lower optim.batch")
+        raise _too_few(len(tokens_NT), batch)
     losses = []
     # With gradients, which nobody asks for: without them the model would be compiled once more.
     with autocast():
@@ -130,14 +132,37 @@ def evaluate(forward: Callable[..., Tensor], autocast: Callable[[], Any], tokens
 
 
 @lower_when_full("--optim.batch")
-def _train(config: RunConfig, run: Run, dist: Dist) -> dict[str, Any] | None:
-    optim, device = config.optim, dist.device
+def _check(config: RunConfig, dist: Dist) -> None:
+    """Raise UserError on every rank for what cannot be trained, on this many processes."""
+    optim = config.optim
     if optim.batch % dist.world:
-        raise UserError(f"optim.batch={optim.batch} does not divide among {dist.world} processes")
+        raise UserError(
+            f"optim.batch={optim.batch} does not divide among {dist.world} processes: it is the total, set a multiple"
+        )
     if vocabulary(config.data) > config.model.vocab:
         raise UserError(
             f"the data have {vocabulary(config.data)} tokens, the model {config.model.vocab}: set model.vocab"
         )
+    val_NT = load_sequences(config.data, "val", str(dist.device)).tokens_NT[: optim.eval_sequences]
+    if val_NT.size(1) < 2:
+        raise UserError("sequences of one token have no next token to predict: set a longer seq_len")
+    if len(val_NT) < optim.batch:
+        raise _too_few(len(val_NT), optim.batch)
+
+
+def _val_losses(run: Run) -> dict[int, float]:
+    """Step -> validation loss, of what is left in metrics.jsonl."""
+    return {r["step"]: r["loss"] for r in read_metrics(run.path, "val") if isinstance(r.get("loss"), float)}
+
+
+def _too_few(sequences: int, batch: int) -> UserError:
+    return UserError(f"{sequences} validation sequences are less than one batch of {batch}: lower optim.batch")
+
+
+@lower_when_full("--optim.batch")
+def _train(config: RunConfig, run: Run, dist: Dist) -> dict[str, Any] | None:
+    _check(config, dist)
+    optim, device = config.optim, dist.device
     seed_everything(config.seed)
     phase_1 = config.recal is None
     model = build_model(config.model, config.seed) if phase_1 else drope.starting_model(config, run.path)
@@ -145,11 +170,9 @@ def _train(config: RunConfig, run: Run, dist: Dist) -> dict[str, Any] | None:
     autocast = set_precision(model, optim, device)
     compile_blocks(model, optim, device)
     val_NT = load_sequences(config.data, "val", str(device)).tokens_NT[: optim.eval_sequences]
-    if val_NT.size(1) < 2:
-        raise UserError("sequences of one token have no next token to predict: set a longer seq_len")
     summary: dict[str, Any] = {"name": config.name, "phase": config.phase, "parameters": n_parameters(config.model)}
     run.progress.line(f"{config.name}: {summary['parameters']:,} parameters, {dist.world} x {device.type}")
-    if dist.is_main and not read_metrics(run.path, "val"):
+    if dist.is_main and 0 not in _val_losses(run):
         run.log(0, "val", {"loss": evaluate(model, autocast, val_NT, optim.batch)})
 
     if optim.steps:
@@ -199,10 +222,14 @@ def _train(config: RunConfig, run: Run, dist: Dist) -> dict[str, Any] | None:
 
     if not dist.is_main:
         return None
-    losses = [record["loss"] for record in read_metrics(run.path, "val")]
-    summary |= {"steps": optim.steps, "val_loss": losses[-1], "val_loss_at_start": losses[0], "train_s": run.elapsed}
+    losses = _val_losses(run)
+    if optim.steps not in losses:  # metrics.jsonl lost lines between the last checkpoint and here
+        losses[optim.steps] = evaluate(model, autocast, val_NT, optim.batch)
+        run.log(optim.steps, "val", {"loss": losses[optim.steps]})
+    last = losses[optim.steps]
+    summary |= {"steps": optim.steps, "val_loss": last, "val_loss_at_start": losses[0], "train_s": run.elapsed}
     if not phase_1:
-        summary |= drope.verdict(config, run.path, losses[-1])
+        summary |= drope.verdict(config, run.path, last)
         run.progress.line(drope.verdict_line(summary))
     run.finish(summary)
     shutil.rmtree(run.checkpoints, ignore_errors=True)  # as large as the model three times, and of no use any more

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from iceaggr.config import OptimConfig, TrainConfig
-from iceaggr.data.batches import TokenBatches
+from iceaggr.data.batches import TokenBatches, checked_tokens
 from iceaggr.data.cache import EventCache
 from iceaggr.data.features import Tables
 from iceaggr.data.prepare import STREAM, Prepared, prepare, split
@@ -48,8 +48,10 @@ def train(config: TrainConfig, out: Path | None = None, *, name: str = "run") ->
     if out is None:
         out = default_folder("runs/iceaggr", name, config.seed)
     refuse_what_cannot_be(config)  # before there is a folder
-    with init() as dist, start_run("iceaggr", config, out, dist) as run:
-        return _train(config, run, dist)
+    with init() as dist:
+        data = _data(config, dist)  # what is wrong with it leaves no folder behind
+        with start_run("iceaggr", config, out, dist) as run:
+            return _train(config, run, dist, data)
 
 
 def resume(path: Path) -> str | None:
@@ -156,8 +158,8 @@ class Fitted(NamedTuple):
 
 
 @lower_when_full("--tokens-per-batch")
-def _train(config: TrainConfig, run: Run, dist: Dist) -> str | None:
-    model, data, held_out_E, tables = fit(config, run, dist)
+def _train(config: TrainConfig, run: Run, dist: Dist, data: Prepared | None = None) -> str | None:
+    model, data, held_out_E, tables = fit(config, run, dist, data)
     if not dist.is_main:
         return None
     oracle = config.oracle if config.oracle is not None else ORACLE_EVENTS[dist.device.type]
@@ -168,11 +170,25 @@ def _train(config: TrainConfig, run: Run, dist: Dist) -> str | None:
     return f"{table(result)}\n\nreport: {write_report(run.path)}"
 
 
-@lower_when_full("--tokens-per-batch")
-def fit(config: TrainConfig, run: Run, dist: Dist) -> Fitted:
-    """All optimiser steps of a run that it has not taken yet; its weights stand in weights.safetensors then."""
-    seed_everything(config.seed)
+@lower_when_full("--data.train-events")
+def _data(config: TrainConfig, dist: Dist) -> Prepared:
+    """The events to train on and those held out. Raises UserError for what cannot be split or batched."""
     data = prepare(config.data, seed=config.seed, device=dist.device.type)
+    train_E, _ = split(data.cache, config.data)
+    if train_E.size and config.model.arch != "hierarchical":
+        checked_tokens(data.cache, train_E, config.model, token_budget(config, dist.device))
+    return data
+
+
+@lower_when_full("--tokens-per-batch")
+def fit(config: TrainConfig, run: Run, dist: Dist, data: Prepared | None = None) -> Fitted:
+    """All optimiser steps of a run that it has not taken yet; its weights stand in weights.safetensors then.
+
+    data: None prepares what the configuration says.
+    """
+    seed_everything(config.seed)
+    if data is None:
+        data = prepare(config.data, seed=config.seed, device=dist.device.type)
     train_E, held_out_E = split(data.cache, config.data)
     look_E = held_out_E[:: max(1, held_out_E.size // 2000)]
     tables = Tables.of(data.geometry, dist.device)

@@ -18,7 +18,7 @@ from rh_memory.data.windows import WindowBatch
 from rh_memory.dataset import Dataset
 from rh_memory.evaluate import inference
 from rh_memory.models import Context, Model, PostfixMDN
-from rh_memory.q3 import N_TARGETS, aux_loss, aux_targets, constants, ramp
+from rh_memory.q3 import BLOCK, N_TARGETS, aux_loss, aux_targets, constants, ramp
 
 
 class Objective:
@@ -29,7 +29,7 @@ class Objective:
 
     def __init__(self, config: TrainConfig, model: Model, dataset: Dataset, dist: Dist) -> None:
         check_losses(config)
-        self.config, self.model, self.device = config, model, dist.device
+        self.config, self.model, self.device, self._world = config, model, dist.device, dist.world
         compiled = self.device.type == "cuda" if config.compile is None else config.compile
         forward: Any = torch.compile(model, dynamic=False) if compiled else model
         self._forward: Any = dist.wrap(forward)
@@ -72,7 +72,7 @@ class Objective:
 
     def _drift(self, batch: WindowBatch) -> Tensor:
         drift, kind = self.config.loss, self.config.model.mixture
-        n, context, horizon = drift.drift_batch, drift.drift_context, drift.drift_horizon
+        n, context, horizon = -(-drift.drift_batch // self._world), drift.drift_context, drift.drift_horizon
         few = WindowBatch(batch.s_BW[:n], batch.log_height_BW[:n], batch.gamma_BW[:n])
         sizes = {"context": context, "horizon": horizon}
         with inference(self.config, self.device):
@@ -129,6 +129,11 @@ def check_losses(config: TrainConfig) -> None:
         raise UserError("model.use_aux_loss and loss.ortho_weight are about memory slots, but model.memory = none")
     if any(loss.ortho_weight) and m.content_mode == "zeroed":
         raise UserError("loss.ortho_weight needs slot contents, but model.content_mode = zeroed")
+    if m.use_aux_loss and m.aux_target == "q3" and config.data.windows == "sliding" and m.context < 2 * BLOCK:
+        raise UserError(
+            f"model.context = {m.context}: the auxiliary targets q3 need windows of {2 * BLOCK} spacings at least; "
+            "lengthen it or set model.aux_target = stats"
+        )
     targets = N_TARGETS[m.aux_target]
     if m.use_aux_loss and loss.aux_mode == "diagonal" and m.n_memory < targets:
         raise UserError(f"aux_mode = diagonal gives each of {targets} targets a slot: model.n_memory = {m.n_memory}")

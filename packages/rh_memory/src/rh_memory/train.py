@@ -28,7 +28,7 @@ from rh_memory.data.windows import SpacingData, WindowBatch
 from rh_memory.dataset import Dataset, load_dataset
 from rh_memory.evaluate import PLATEAU, evaluate, table
 from rh_memory.models import Model, build_model
-from rh_memory.objective import Objective, validate
+from rh_memory.objective import Objective, check_losses, validate
 
 
 def train(config: TrainConfig, out: Path | None = None, *, name: str = "run") -> str | None:
@@ -38,8 +38,10 @@ def train(config: TrainConfig, out: Path | None = None, *, name: str = "run") ->
     """
     if out is None:
         out = default_folder("runs/rh_memory", name, config.seed)
-    with init() as dist, start_run("rh-memory", config, out, dist) as run:
-        return _train(config, run, dist)
+    with init() as dist:
+        dataset = _checked_data(config, dist)  # what is wrong with it leaves no folder behind
+        with start_run("rh-memory", config, out, dist) as run:
+            return _train(config, run, dist, dataset)
 
 
 def resume(path: Path) -> str | None:
@@ -145,13 +147,26 @@ def marginal_score(dataset: Dataset, target_BT: Tensor) -> float:
     return float(marginal_nll(train.astype(np.float64), target_BT.flatten().double().cpu().numpy()).mean())
 
 
+@lower_when_full("--data.zeros")
+def _checked_data(config: TrainConfig, dist: Dist) -> Dataset:
+    """What to train on. Raises UserError for a configuration that cannot be trained, on this many processes."""
+    if config.batch_size % dist.world:
+        raise UserError(
+            f"batch_size = {config.batch_size} does not divide among {dist.world} processes: it is the total, set a "
+            "multiple of them"
+        )
+    check_losses(config)
+    with torch.device("meta"):
+        build_model(config.model)  # raises for sizes that do not go together
+    return load_dataset(config, dist.device)
+
+
 @lower_when_full("--batch-size")
-def _train(config: TrainConfig, run: Run, dist: Dist) -> str | None:
-    per_process = config.batch_size // dist.world
-    if per_process * dist.world != config.batch_size:
-        raise UserError(f"batch_size = {config.batch_size} does not divide among {dist.world} processes")
+def _train(config: TrainConfig, run: Run, dist: Dist, dataset: Dataset | None = None) -> str | None:
+    if dataset is None:
+        dataset = _checked_data(config, dist)
     seed_everything(config.seed)
-    dataset = load_dataset(config, dist.device)
+    per_process = config.batch_size // dist.world
     data, width = dataset.data, dataset.width
     train_starts, look = dataset.starts("train"), dataset.starts("val", config.eval_windows)
     model = build_model(config.model).to(dist.device)

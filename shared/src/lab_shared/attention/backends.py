@@ -138,8 +138,10 @@ def sdpa_packed(
     None."""
     plan = mask.buckets
     if not plan.buckets:  # nothing but padding
-        lse = q.new_full(q.shape[:2], -torch.inf, dtype=torch.float32) if return_lse else None
-        return q * 0 + (k.sum() + v.sum()) * 0, lse
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        lse = q.new_full(q.shape[:2], -torch.inf, dtype=dtype) if return_lse else None
+        # Sums of no rows: zeros that autograd connects to all three, whatever the padding holds.
+        return q.new_zeros(*q.shape[:2], v.size(-1)) + (q[:0].sum() + k[:0].sum() + v[:0].sum()), lse
     outs, lses, begin = [], [], 0
     rows = zip(plan.buckets, *(to_buckets(x, plan) for x in (q, k, v)), strict=True)
     for bucket, q_b, k_b, v_b in rows:
