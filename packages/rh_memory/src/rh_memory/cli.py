@@ -234,7 +234,7 @@ def _bench(args: argparse.Namespace) -> None:
         return
     from rh_memory.bench import bench, table
 
-    rows = bench(args.device, args.presets, repeats=3 if args.quick else 10)
+    rows = bench(args.device, args.presets, repeats=3 if args.quick else None)
     write_record(args.out, rows)
     print(json.dumps(rows) if args.json else table(rows))
 
