@@ -8,7 +8,7 @@ from lab_shared.config import ConfigError
 from lab_shared.dist import Dist
 from lab_shared.errors import UserError
 from lab_shared.run import RunError
-from lab_shared.runs import finished_run, pick_device, start_run
+from lab_shared.runs import finished_run, pick_device, refuse_taken, start_run
 from torch import nn
 
 
@@ -24,6 +24,9 @@ def test_a_run_knows_the_command_that_goes_on(tmp_path):
         assert (run.seed, run.resume_command) == (4, f"uv run tool train --resume '{tmp_path / 'a run'}'")
     with pytest.raises(RunError, match="already holds a run"):
         start_run("tool", Config(), tmp_path / "a run", Dist())
+    with pytest.raises(RunError, match=r"already holds a run .* go on with `uv run tool train --resume"):
+        refuse_taken("tool", tmp_path / "a run")
+    refuse_taken("tool", tmp_path / "another")
     with start_run("tool", Config(), tmp_path / "a run", Dist(), go_on=True) as run:
         assert run.config(Config) == Config()
     with pytest.raises(RunError, match="another configuration"):

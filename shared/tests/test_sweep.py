@@ -182,7 +182,7 @@ def test_ray_runs_the_same_list(calls, tmp_path):
 
 
 INTERRUPTED = """
-    import sys, time
+    import signal, sys, time
     from pathlib import Path
     from lab_shared.signals import StopSignals
     from lab_shared.sweep import Job, run_jobs
@@ -197,6 +197,8 @@ INTERRUPTED = """
         raise SystemExit(128 + signals.received)
 
     if __name__ == "__main__":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what began the tests may ignore them
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         import interrupted
         run_jobs([Job(f"j{i}", interrupted.save) for i in range(2)], Path(sys.argv[1]), workers=2)
 """
@@ -214,7 +216,10 @@ def test_jobs_can_save_after_the_terminals_signal(tmp_path, number):
         while not all(path.exists() for path in started) and time.monotonic() < deadline:
             time.sleep(0.05)
         os.killpg(process.pid, number)
-        assert process.wait(60)
+        try:
+            assert process.wait(60)
+        finally:
+            process.kill()
     assert [(tmp_path / f"sweep/j{i}/saved").exists() for i in range(2)] == [True, True]
 
 

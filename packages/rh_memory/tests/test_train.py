@@ -249,6 +249,13 @@ def test_bench_counts_whole_steps(monkeypatch):
         bench("cpu", ["e9"])
 
 
+def test_a_taken_folder_is_refused_before_data_are_made(tmp_path, made_up_file, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(train_module, "_checked_data", lambda *_: pytest.fail("data were made"))
+    with pytest.raises(UserError, match="already holds a run"):
+        train_module.train(run_config("e0", made_up_file), tmp_path)
+
+
 # --- on a GPU -------------------------------------------------------------------------------------
 
 

@@ -35,6 +35,13 @@ from lab_shared.wandb_mirror import WandbMode, start_mirror
 T = TypeVar("T")
 
 
+def refuse_taken(path: Path, resume_command: str) -> None:
+    """Raise RunError for a folder that holds a run, or the beginnings of one. resume_command: as for `Run.create`."""
+    if taken := [name for name in ("config.json", "metrics.jsonl", "checkpoints") if (path / name).exists()]:
+        command = resume_command.format(path=shlex.quote(str(path)))
+        raise RunError(f"{path} already holds a run ({taken[0]}): go on with `{command}` or choose another")
+
+
 class Run:
     """One training run and its folder, locked against a second run; a context manager.
 
@@ -103,10 +110,7 @@ class Run:
                 return _open_folder(path, dist)
             make_folder(path)
             with closed_on_error(lock_folder(path)) as lock:
-                parts = ("config.json", "metrics.jsonl", "checkpoints")
-                if taken := [name for name in parts if (path / name).exists()]:
-                    command = resume_command.format(path=shlex.quote(str(path)))
-                    raise RunError(f"{path} already holds a run ({taken[0]}): go on with `{command}` or choose another")
+                refuse_taken(path, resume_command)
                 session = record_session(path, seed, dist, "dirty.diff")
                 atomic_write(path / "manifest.json", json_text({**facts, **session, "resumes": []}, indent=2) + "\n")
                 atomic_write(path / "config.json", text)  # last: with it the folder is a run

@@ -9,11 +9,19 @@ from typing import Any, TypeVar
 import torch
 
 from lab_shared.config import read_config
-from lab_shared.dist import Dist
+from lab_shared.dist import Dist, elastic_job
 from lab_shared.errors import UserError
 from lab_shared.run import Run, WandbMode
+from lab_shared.run import refuse_taken as refuse_taken_by
 
 T = TypeVar("T")
+_RESUME = "uv run {program} train --resume {{path}}"
+
+
+def refuse_taken(program: str, out: Path) -> None:
+    """Raise RunError where `start_run` would since the folder holds a run; to be called before long preparations."""
+    if elastic_job() is None:
+        refuse_taken_by(out, _RESUME.format(program=program))
 
 
 def start_run(
@@ -28,7 +36,7 @@ def start_run(
         config,
         seed=config.seed,
         project=program,
-        resume_command=f"uv run {program} train --resume {{path}}",
+        resume_command=_RESUME.format(program=program),
         wandb=wandb or config.wandb,
         dist=dist,
         go_on=go_on,

@@ -16,7 +16,7 @@ from lab_shared.loop import ticks
 from lab_shared.memory import lower_when_full
 from lab_shared.optim import lr_multiplier, make_optimizer
 from lab_shared.run import Run, default_folder
-from lab_shared.runs import start_run
+from lab_shared.runs import refuse_taken, start_run
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -48,6 +48,7 @@ def train(config: TrainConfig, out: Path | None = None, *, name: str = "run") ->
     if out is None:
         out = default_folder("runs/iceaggr", name, config.seed)
     refuse_what_cannot_be(config)  # before there is a folder
+    refuse_taken("iceaggr", out)
     with init() as dist:
         data = _data(config, dist)  # what is wrong with it leaves no folder behind
         with start_run("iceaggr", config, out, dist) as run:

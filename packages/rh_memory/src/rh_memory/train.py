@@ -20,7 +20,7 @@ from lab_shared.memory import lower_when_full
 from lab_shared.muon import BatchedMuon
 from lab_shared.optim import MuonAdamW, lr_multiplier, split_params
 from lab_shared.run import Run, default_folder
-from lab_shared.runs import start_run
+from lab_shared.runs import refuse_taken, start_run
 from torch import Tensor, nn
 
 from rh_memory.config import OptimConfig, TrainConfig
@@ -38,6 +38,7 @@ def train(config: TrainConfig, out: Path | None = None, *, name: str = "run") ->
     """
     if out is None:
         out = default_folder("runs/rh_memory", name, config.seed)
+    refuse_taken("rh-memory", out)
     with init() as dist:
         dataset = _checked_data(config, dist)  # what is wrong with it leaves no folder behind
         with start_run("rh-memory", config, out, dist) as run:
