@@ -90,8 +90,7 @@ def test_commands_train_resume_and_predict(tmp_path, monkeypatch, capsys):
         return original(self)
 
     monkeypatch.setattr(PulseBatches, "__next__", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        main(["train", *TRAIN, *data, "--out", str(tmp_path / "stopped")])
+    assert main(["train", *TRAIN, *data, "--out", str(tmp_path / "stopped")]) == 130
     monkeypatch.setattr(PulseBatches, "__next__", original)
     assert main(["train", "--resume", str(tmp_path / "stopped")]) == 0
     names = [tmp_path / name / "weights.safetensors" for name in ("whole", "stopped")]
