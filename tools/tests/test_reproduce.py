@@ -15,7 +15,7 @@ import walk
 from lab_shared.errors import UserError
 from reproduction import ENTRIES, Entry
 
-FOLDERS = ("bench", "levels", "oracle", "runs")
+FOLDERS = ("bench", "bfloat16-cpu", "levels", "oracle", "runs")
 """Folders of records; anything else in a results folder is one record."""
 
 
