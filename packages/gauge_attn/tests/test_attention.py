@@ -206,10 +206,8 @@ def test_any_layout_is_its_heads_one_by_one(terms, self_mask, seed):
     got = kl_attention_irreps(
         irreps, mu, sigma, omega, kappa, self_mask=self_mask, alibi=slope, return_lse=True, return_kl=True
     )
-    assert torch.equal(
-        kl_attention_irreps(irreps, mu, sigma, omega, kappa, self_mask=self_mask, alibi=slope, mean_only=True).mean,
-        got.mean,
-    )
+    means = kl_attention_irreps(irreps, mu, sigma, omega, kappa, self_mask=self_mask, alibi=slope, mean_only=True)
+    assert_parity(means.mean, got.mean, atol=1e-10)  # smaller products: on some CPUs another last bit
     for head, ((_, l), where) in enumerate(zip(irreps.heads, irreps.head_slices(), strict=True)):
         dense = dense_kl_attention(
             mu[:, None, :, where],
