@@ -83,6 +83,21 @@ def test_frequencies_reach_up_to_the_top_where_one_is_set():
             log_frequencies(wrong)
 
 
+@pytest.mark.parametrize("kind", ["prime_powers", "shuffled", "random", "composite", "even"])
+def test_fewer_frequencies_stand_for_more_pairs_each(kind):
+    config = replace(ModelConfig(), frequencies=kind)
+    few, times = np.unique(log_frequencies(replace(config, frequency_count=32)), return_counts=True)
+    assert few.shape == (32,)
+    assert (times == 4).all()
+    assert np.array_equal(log_frequencies(config), log_frequencies(replace(config, frequency_count=128)))
+    if kind == "prime_powers":
+        np.testing.assert_allclose(few, np.log(prime_powers(32)))
+    if kind == "even":  # the range stays, so that density is the only thing that changes
+        assert few[-1] == log_frequencies(config)[-1]
+    with pytest.raises(UserError, match="frequency_count = 33 with 128 pairs"):
+        log_frequencies(replace(config, frequency_count=33))
+
+
 def test_rotations_take_whole_turns_off_in_double_precision():
     gamma = torch.tensor([0.0, 133.3, 1e6], dtype=torch.float64)
     turns = gamma * (math.log(587) / (2 * math.pi))
@@ -208,7 +223,7 @@ def test_a_target_does_not_change_its_own_prediction(name):
 def test_positions_last_is_the_last_of_all():
     model, batch = awake(EXPLICIT), windows()
     # kernels differ in the last bit with the shape
-    assert_parity(model.predict(batch, "last").loc, model.predict(batch).loc[:, -1], atol=2e-7)
+    assert_parity(model.predict(batch, "last").loc, model.predict(batch).loc[:, -1], atol=2e-6)
     with pytest.raises(ValueError, match="readouts"):
         model.predict(batch, "readouts")
 

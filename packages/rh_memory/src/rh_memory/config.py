@@ -39,7 +39,9 @@ class ModelConfig:
     frequency_seed: Seed = 0
     """Of shuffled and random."""
     frequency_top: Positive | None = None
-    """Largest frequency of random and even; None takes that of as many prime powers."""
+    """Largest frequency of random and even; None takes that of as many prime powers as there are pairs of channels."""
+    frequency_count: Count | None = None
+    """How many different frequencies there are, each for equally many pairs; None gives every pair its own."""
     height: Literal["true", "frozen"] = "true"
     """frozen: control; the model is told one constant height, and gamma is rebuilt from the spacings at that height."""
     mixture: Literal["gaussian", "lognormal"] = "gaussian"

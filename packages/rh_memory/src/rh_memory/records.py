@@ -25,6 +25,7 @@ from rh_memory.config import PRESETS, TrainConfig
 CONTROLS = {
     "model.frequencies": "prime_powers",
     "model.frequency_top": None,
+    "model.frequency_count": None,
     "model.frequency_seed": 0,
     "model.height": "true",
     "model.values": "prime_rotary",

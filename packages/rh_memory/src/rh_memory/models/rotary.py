@@ -46,32 +46,42 @@ def _with_prime_factors(n: int, wanted: Callable[[np.ndarray], np.ndarray]) -> n
 
 
 def log_frequencies(config: ModelConfig) -> np.ndarray:
-    """The d_model / 2 frequencies of prime_rotary, increasing, float64; head h uses every heads-th, from the h-th.
+    """The d_model / 2 frequencies of prime_rotary, not decreasing, float64; head h uses every heads-th, from the h-th.
 
     prime_powers: log q of the first prime powers. Controls over the same range: shuffled adds up the gaps between
     those in random order, random draws uniformly, even spaces equally (both up to frequency_top where that is set).
-    composite: logs of the first numbers that are no prime powers. Raises UserError for a frequency_top that is not
-    above log 2, or that these frequencies do not have.
+    composite: logs of the first numbers that are no prime powers. With frequency_count there are only so many
+    different ones, each standing as often. Raises UserError for a frequency_top that is not above log 2, or that these
+    frequencies do not have, and for a frequency_count that d_model / 2 is no multiple of.
     """
-    n = config.d_model // 2
-    log_q = np.log(prime_powers(n))
+    pairs = config.d_model // 2
+    n = config.frequency_count or pairs
+    if pairs % n:
+        raise UserError(
+            f"model.frequency_count = {n} with {pairs} pairs of channels (model.d_model = {config.d_model}): each "
+            "frequency is for equally many pairs, so it must divide them"
+        )
     top = config.frequency_top
-    if top is not None and (config.frequencies not in ("random", "even") or top <= log_q[0]):
+    spread = config.frequencies in ("random", "even")
+    if top is not None and (not spread or top <= math.log(2)):
         raise UserError(
             f"model.frequency_top = {top} with model.frequencies = {config.frequencies}: it must be above log 2 = "
-            f"{log_q[0]:.3f}, and only random and even frequencies have one"
+            f"{math.log(2):.3f}, and only random and even frequencies have one"
         )
-    top = log_q[-1] if top is None else top
+    log_q = np.log(prime_powers(pairs))
+    low, high = log_q[0], log_q[-1] if top is None else top
     rng = np.random.default_rng(config.frequency_seed)
-    if config.frequencies == "shuffled":
-        log_q[1:] = log_q[0] + np.cumsum(rng.permutation(np.diff(log_q)))
+    if config.frequencies == "prime_powers":
+        chosen = log_q[:n]
+    elif config.frequencies == "shuffled":
+        chosen = low + np.concatenate([[0.0], np.cumsum(rng.permutation(np.diff(log_q[:n])))])
     elif config.frequencies == "random":
-        log_q = np.sort(rng.uniform(log_q[0], top, n))
+        chosen = np.sort(rng.uniform(low, high, n))
     elif config.frequencies == "even":
-        log_q = np.linspace(log_q[0], top, n)
-    elif config.frequencies == "composite":
-        log_q = np.log(composites(n))
-    return log_q
+        chosen = np.linspace(low, high, n)
+    else:
+        chosen = np.log(composites(n))
+    return np.repeat(chosen, pairs // n)
 
 
 def index_turns(position_T: Tensor, n_pairs: int) -> Tensor:
