@@ -17,7 +17,7 @@ from typing import Any
 
 from evidence.speeds import Speed, limit, plain, speeds
 from lab_shared.command import write_record
-from lab_shared.files import atomic_write, make_folder
+from lab_shared.files import make_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITES = {
@@ -61,8 +61,7 @@ def main() -> int:
         found[name] = compare(record, json.loads(path.read_text()) if path.is_file() else [])
         print(text(found[name]), flush=True)
         if args.record:
-            make_folder(path.parent)
-            atomic_write(path, json.dumps(record, indent=1) + "\n")
+            write_record(path, record)
     write_record(args.out, {"device": device, "suites": found})
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)

@@ -25,8 +25,7 @@ import torch
 import torch.nn.functional as F
 from lab_shared.attention import Mask, attend
 from lab_shared.bench import environment, measure
-from lab_shared.command import positive_int
-from lab_shared.files import atomic_write, make_folder
+from lab_shared.command import positive_int, write_record
 from torch import Tensor
 
 SHAPES = [(4, 32), (4, 64), (8, 32), (8, 64)]
@@ -153,12 +152,9 @@ def main() -> int:
         fast = next(1e3 * r["median_s"] for r in records if r["way"] == "from offsets")
         what = "milliseconds for the block lists of 230,000 tokens from offsets"
         record["requirements"] = [{"what": what, "measured": fast, "required": "< 1", "met": fast < 1}]
-    text = json.dumps(record, indent=1)
     if args.out is None:
-        print(text)
-    else:
-        make_folder(args.out.parent)
-        atomic_write(args.out, text + "\n")
+        print(json.dumps(record, indent=1))
+    write_record(args.out, record)
     for r in records:
         shape = " ".join(f"{key}={r[key]}" for key in ("T", "segments", "heads", "dim") if key in r)
         timing = f"{1e3 * r['median_s']:9.3f} ms (iqr {1e3 * r['iqr_s']:.3f})"

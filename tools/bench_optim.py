@@ -15,8 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lab_shared.bench import environment, measure
-from lab_shared.command import positive_int
-from lab_shared.files import atomic_write, make_folder
+from lab_shared.command import positive_int, write_record
 from lab_shared.norms import RMSNorm
 from lab_shared.optim import make_optimizer
 from torch import Tensor, nn
@@ -147,11 +146,8 @@ def main() -> None:
         ratio = record["results"]["muon_fused"]["step_over_adamw"]
         what = "step with fused Muon over AdamW alone"
         record["requirements"] = [{"what": what, "measured": ratio, "required": "<= 1.12", "met": ratio <= 1.12}]
-    text = json.dumps(record, indent=2)
-    print(text)
-    if args.out:
-        make_folder(args.out.parent)
-        atomic_write(args.out, text + "\n")
+    print(json.dumps(record, indent=2))
+    write_record(args.out, record)
 
 
 if __name__ == "__main__":

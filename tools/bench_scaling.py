@@ -9,7 +9,6 @@ torchrun; the figures are the speeds they log, data and optimiser included, the 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -21,9 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from lab_shared.bench import environment
-from lab_shared.command import positive_int
+from lab_shared.command import positive_int, write_record
 from lab_shared.dist import torchrun
-from lab_shared.files import atomic_write, make_folder
 from lab_shared.run import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -166,9 +164,7 @@ def main() -> int:
         "rows": rows,
     }
     print("\n".join(line(row) for row in rows))
-    if args.out:
-        make_folder(args.out.parent)
-        atomic_write(args.out, json.dumps(record, indent=1) + "\n")
+    write_record(args.out, record)
     return 0
 
 

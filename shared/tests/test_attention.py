@@ -28,10 +28,7 @@ def may_see(kind, query, key):
         return bool(own) and OFFSETS[own[0]] <= key < OFFSETS[own[0] + 1] and (kind == "segments" or key <= query)
     if kind in ("prefix", "symmetric prefix"):  # 7 slots, then data
         return key <= query or (kind == "symmetric prefix" and key < 7)
-    if kind in (
-        "postfix",
-        "symmetric postfix",
-    ):  # 195 data, three groups of 5 slots seeing 195, 0 and 130 data
+    if kind in ("postfix", "symmetric postfix"):  # 195 data, three groups of 5 slots seeing 195, 0 and 130 data
         if query < 195:
             return key <= query
         group = (query - 195) // 5
@@ -71,21 +68,17 @@ def build(kind, device="cpu"):
         return Mask.memory_postfix(TOTAL - 8, 8, device=device)
     if "postfix" in kind:
         return Mask.memory_postfix(195, 5, positions=[195, 0, 130], causal_slots=kind == "postfix", device=device)
-    return (
-        {"full": Mask.full, "causal": Mask.causal}[kind]()
-        if kind != "dense"
-        else Mask.dense(allowed_matrix(kind).to(device))
-    )
+    if kind == "dense":
+        return Mask.dense(allowed_matrix(kind).to(device))
+    return {"full": Mask.full, "causal": Mask.causal}[kind]()
 
 
 def naive(q, k, v, allowed, scale=None, score=None):
     """Attention of (B, H, T, D) in float64, one query at a time. Returns out and log-sum-exp."""
     q, k, v = (x.detach().double().numpy() for x in (q, k, v))
     n_batch, n_heads, n_query, dim = q.shape
-    out, lse = (
-        np.zeros((n_batch, n_heads, n_query, v.shape[-1])),
-        np.full((n_batch, n_heads, n_query), -np.inf),
-    )
+    out = np.zeros((n_batch, n_heads, n_query, v.shape[-1]))
+    lse = np.full((n_batch, n_heads, n_query), -np.inf)
     group = n_heads // k.shape[1]
     for b, h, i in np.ndindex(n_batch, n_heads, n_query):
         keys = np.arange(k.shape[2]) if allowed is None else np.flatnonzero(allowed[i])

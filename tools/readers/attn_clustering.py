@@ -68,9 +68,7 @@ def prepared_corpus() -> Reader:
 
     def check(folder: Path, value: Any) -> None:
         splits, facts = value
-        if all((folder / name).read_bytes() == seed[name] for name in arrays):
-            names = facts["names"]
-            assert all(isinstance(name, str) for name in names)
+        assert all(isinstance(name, str) for name in facts["names"])
         for split, found in zip(corpus.SPLITS, splits, strict=True):
             assert np.array_equal(found["tokens_NT"].numpy(), arrays[f"{split}.tokens.npy"])
             assert np.array_equal(found["topics_NT"].numpy(), arrays[f"{split}.topics.npy"])

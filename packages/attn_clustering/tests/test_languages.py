@@ -56,7 +56,6 @@ def test_a_sequence_depends_on_its_id_alone(kind, first, n, split):
         assert torch.equal(alone.tokens_NT[0], batch.tokens_NT[i])
         assert torch.equal(alone.topics_NT[0], batch.topics_NT[i])
         assert alone.dominant_N[0] == batch.dominant_N[i]
-    assert torch.equal(languages.dominant(config, first, n, split=split), batch.dominant_N)
     assert torch.equal(languages.labels(config, first, n, split=split), batch.topics_NT)
 
 
@@ -224,8 +223,7 @@ def test_walk_finds_the_same_token_as_searchsorted(small):
     """The first transition of every sequence, by numpy on the row's cumulative weights."""
     config = small["dirichlet"]
     tables = dirichlet.build(config, "cpu")
-    stream = counter.key(config.seed, 1, 0)
-    drawn = segments.draw(config.law, stream, torch.arange(300))
+    drawn = segments.draw(config.law, counter.key(config.seed, 1, 0), torch.arange(300))
     tokens_TN = dirichlet.walk(config, tables, drawn.draws_N, drawn.labels_NT(config.seq_len).T.contiguous())
     assert torch.equal(tokens_TN.T + 3, languages.sample(config, 0, 300).tokens_NT)
     for i in range(0, 300, 11):

@@ -96,8 +96,8 @@ def test_the_small_experiment_has_the_design_of_the_large_one():
 
 def test_two_calls_fill_one_folder_with_different_seeds(tmp_path, quiet):
     analysed, _ = quiet
-    matrix.run_matrix(TINY, tmp_path / "m", first_seed=100, seeds=1, workers=1)
-    matrix.run_matrix(TINY, tmp_path / "m", first_seed=101, seeds=2, workers=1)
+    matrix.run_matrix(replace(TINY, first_seed=100), tmp_path / "m", seeds=1, workers=1)
+    matrix.run_matrix(replace(TINY, first_seed=101), tmp_path / "m", seeds=2, workers=1)
     assert {name.split("-")[2] for name in analysed} == {"s100", "s101", "s102"}
     experiment = from_json(Experiment, (tmp_path / "m" / "experiment.json").read_text())
     assert list(matrix.seeds_of(experiment)) == [100, 101, 102]

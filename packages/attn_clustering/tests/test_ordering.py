@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from attn_clustering.config import ORDERINGS
 from attn_clustering.data import languages
-from attn_clustering.data.ordering import KINDS, Plan, PlanError, plan
+from attn_clustering.data.ordering import Plan, PlanError, plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,7 +39,7 @@ def test_every_order_is_the_same_multiset(n, steps, batch, seed, cooldown, fresh
             epochs="fresh" if fresh else "repeated",
             cooldown=cooldown,
         )
-        for kind in KINDS
+        for kind in ORDERINGS
     ]
     expected = plans[0].index_S.bincount(minlength=n)
     shared = plans[0].cooldown_steps * batch

@@ -18,15 +18,17 @@ from lab_shared.dist import unwrap
 from lab_shared.files import StorageError, atomic_write, make_folder
 from lab_shared.tree_file import CheckpointError, encode_tree, load_tree, pack, parse, read_bytes
 
-_PATTERN = "step_*.safetensors"
-
-
 # --- the checkpoints of a run ---
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
     """Where the checkpoint of `step` finished optimiser steps stands."""
     return folder / f"step_{step:09d}.safetensors"
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Those in a folder, oldest first."""
+    return sorted(folder.glob("step_*.safetensors"))
 
 
 def save_checkpoint(folder: Path, step: int, tree: Mapping[str, Any], *, keep: int = 2) -> Path:
@@ -40,11 +42,11 @@ def save_checkpoint(folder: Path, step: int, tree: Mapping[str, Any], *, keep: i
     try:
         atomic_write(path, encode_tree(tree))
     except StorageError as error:
-        kept = sorted(folder.glob(_PATTERN))
+        kept = checkpoint_files(folder)
         raise StorageError(
             f"{error}. {f'{kept[-1]} is intact' if kept else 'No checkpoint was written yet'}."
         ) from error
-    for old in sorted(folder.glob(_PATTERN))[:-keep]:
+    for old in checkpoint_files(folder)[:-keep]:
         old.unlink(missing_ok=True)
     return path
 
@@ -59,7 +61,7 @@ def newest_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """
     damaged: list[Path] = []
     skipped: list[str] = []
-    for path in sorted(folder.glob(_PATTERN), reverse=True):
+    for path in reversed(checkpoint_files(folder)):
         try:
             tree = load_tree(path)
         except CheckpointError as error:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lab_shared.checkpoint import save_weights
+from lab_shared.checkpoint import checkpoint_files, save_weights
 from lab_shared.dist import Dist
 from lab_shared.errors import UserError
 from lab_shared.meters import FiniteGuard, Meter
@@ -238,7 +238,7 @@ class Tick:
         return stop
 
     def _raise_non_finite(self, what: str, step: int, ids: list[Any]) -> None:
-        written = sorted(self._run.checkpoints.glob("step_*.safetensors"))
+        written = checkpoint_files(self._run.checkpoints)
         raise NonFiniteLoss(what, step, ids, str(written[-1]) if written else None)
 
     def _weights_are_finite(self) -> bool:

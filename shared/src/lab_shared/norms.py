@@ -58,7 +58,7 @@ class RMSNorm(nn.Module):
         return f"{self.weight.numel()}, eps={self.eps}"
 
 
-def qk_norm(q: Tensor, k: Tensor, eps: float = EPS) -> tuple[Tensor, Tensor]:
+def qk_norm(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """Queries and keys (..., D) normalised per head, so that |score| <= scale * D (Henry et al. 2020,
     arXiv:2010.04245)."""
-    return rms_norm(q, eps), rms_norm(k, eps)
+    return rms_norm(q), rms_norm(k)

@@ -22,6 +22,7 @@ __all__ = [
     "holm",
     "paired_sign_flip",
     "seeds_table",
+    "student_t_cdf",
     "student_t_quantile",
 ]
 
@@ -157,20 +158,21 @@ def _summarise(values: list[float], level: float) -> Summary:
 def student_t_quantile(p: float, dof: int) -> float:
     """The t with P(T < t) = p for Student's distribution with `dof` degrees of freedom, 0.5 <= p < 1.
 
-    Bisection on the closed form for integer degrees of freedom: Abramowitz and Stegun 26.7.3 and 26.7.4.
+    Bisection on `student_t_cdf`.
     """
     if not 0.5 <= p < 1 or dof < 1:
         raise ValueError(f"p={p}, dof={dof}: need 0.5 <= p < 1 and dof >= 1")
     low, high = 0.0, 1.0
-    while _student_t_cdf(high, dof) < p:
+    while student_t_cdf(high, dof) < p:
         low, high = high, 2 * high
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (middle, high) if _student_t_cdf(middle, dof) < p else (low, middle)
+        low, high = (middle, high) if student_t_cdf(middle, dof) < p else (low, middle)
     return (low + high) / 2
 
 
-def _student_t_cdf(t: float, dof: int) -> float:
+def student_t_cdf(t: float, dof: int) -> float:
+    """P(T < t) of Student's distribution with `dof` degrees of freedom: Abramowitz and Stegun 26.7.3 and 26.7.4."""
     theta = math.atan2(t, math.sqrt(dof))
     odd = dof % 2
     total, term = 0.0, math.cos(theta) if odd else 1.0

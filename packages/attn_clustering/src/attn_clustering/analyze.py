@@ -12,13 +12,13 @@ What is measured, and how: `measurements.py`.
 from __future__ import annotations
 
 import hashlib
-import io
-import json as json_format
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lab_shared.arrays import save_arrays
 from lab_shared.errors import UserError
 from lab_shared.files import atomic_write, make_folder
 from lab_shared.runs import pick_device
@@ -36,14 +36,13 @@ FORMAT = 1
 def main(
     run_folder: str | Path,
     *,
-    json: bool = False,
     device: str | None = None,
     data: str | None = None,
     settings: AnalysisConfig | None = None,
 ) -> dict[str, Any]:
     """Analyse a finished run; returns what analysis.json holds, with a table for people under "text".
 
-    json: print it as one JSON object, else print nothing. data: folder of the prepared corpus, if it has moved.
+    data: folder of the prepared corpus, if it has moved.
     Raises UserError when the run is not finished or its data are not there.
     """
     folder, settings = Path(run_folder), settings or AnalysisConfig()
@@ -72,8 +71,6 @@ def main(
             result, arrays, tensors = analyse(model, config, summary, settings, transfer)
         result = {"inputs": inputs, **result}
         _save(folder / "analysis", result, arrays, tensors)
-    if json:
-        print(json_format.dumps(result, allow_nan=False))
     return result | {"text": table(result)}
 
 
@@ -115,9 +112,6 @@ def _save(folder: Path, result: dict[str, Any], arrays: dict[str, np.ndarray], t
     import safetensors.torch
 
     make_folder(folder)
-    buffer = io.BytesIO()
-    packed: dict[str, Any] = dict(arrays)
-    np.savez_compressed(buffer, **packed)
-    atomic_write(folder / "arrays.npz", buffer.getvalue())
+    save_arrays(folder / "arrays.npz", **arrays)
     atomic_write(folder / "probes.safetensors", safetensors.torch.save(tensors))
-    atomic_write(folder / "analysis.json", json_format.dumps(result, indent=1, allow_nan=False) + "\n")
+    atomic_write(folder / "analysis.json", json.dumps(result, indent=1, allow_nan=False) + "\n")

@@ -139,9 +139,7 @@ def bench_training(
     }
 
 
-def bench_options(
-    name: str = "faithful-v1", attention: Attention = "mha", *, device: str | None = None, quick: bool = False
-) -> list[dict[str, Any]]:
+def bench_options(name: str, *, device: str | None = None, quick: bool = False) -> list[dict[str, Any]]:
     """The same training compiled or not, as one CUDA graph or not, with both residual types: what `auto` rests on."""
     experiment = experiment_named(name)
     with init(device) as dist:
@@ -152,7 +150,7 @@ def bench_options(
     return [
         bench_training(
             experiment,
-            attention,
+            "mha",
             device=device,
             optim=replace(experiment.optim, compile=how, step_graph=graph, residual=residual),
             quick=quick,

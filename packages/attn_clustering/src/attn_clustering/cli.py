@@ -22,6 +22,7 @@ from lab_shared.command import (
     job_list,
     json_flag,
     positive_int,
+    print_result,
     write_record,
 )
 from lab_shared.errors import UserError
@@ -168,9 +169,7 @@ def _train(parser: argparse.ArgumentParser, words: TrainWords) -> None:
         _print_summary(resume(args.resume))
         return
     if condition is None:
-        if words.fields or any(
-            value != parser.get_default(key) for key, value in vars(args).items() if key != "dry_run"
-        ):
+        if words.fields or words.given:
             parser.error("name a condition, such as mha-shuffled, or give --resume RUN")
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             dry = ["--dry-run"] if args.dry_run else []
@@ -254,9 +253,7 @@ def _levels(args: argparse.Namespace) -> None:
 def _analyze(args: argparse.Namespace) -> None:
     from attn_clustering import analyze
 
-    result = analyze.main(args.run_dir, json=args.json, device=args.device)
-    if not args.json:
-        print(result["text"])
+    print_result(analyze.main(args.run_dir, device=args.device), args.json)
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -300,7 +297,3 @@ def _bench(args: argparse.Namespace) -> None:
     found = bench.record(rows, args.device)
     write_record(args.out, found)
     print(json.dumps(found) if args.json else bench.table(rows))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -7,13 +7,13 @@ shows in no figure of their own, and attention maps of all but two runs. A run w
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lab_shared.arrays import save_arrays
 from lab_shared.files import atomic_write, make_folder
 from lab_shared.run import read_metrics
 
@@ -61,9 +61,7 @@ def collect(folder: Path, out: Path) -> str:
         atomic_write(target / "metrics.jsonl", "".join(_compact(line) for line in _thinned(source)))
         if name in files.arrays:
             kept = _arrays(files.arrays[name], name in first, name in first[:MAPS])
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, **kept)
-            atomic_write(target / "analysis" / "arrays.npz", buffer.getvalue())
+            save_arrays(target / "analysis" / "arrays.npz", **kept)
     atomic_write(out / "environment.json", json.dumps(_environments(folder), indent=1) + "\n")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return f"{out}: {len(files.summaries)} runs, {size / 1000:,.0f} kB"

@@ -63,14 +63,11 @@ def boundary_response(rows: Rows) -> Figure:
         fig, axes = _panels(_values(rows, "attention"), height=3.1)
         for attention, ax in axes.items():
             for part in _groups(_where(rows, attention=attention), "ordering", "phase"):
-                known = {"Bayes filter": INK, "token": GREY}
-                if part[0]["ordering"] in known:
-                    x, mean, _, _ = _over_seeds(part, "distance", "accuracy")
-                    ax.plot(
-                        np.add(x, 1), mean, color=known[part[0]["ordering"]], linewidth=1.2, label=part[0]["ordering"]
-                    )
+                name, known = part[0]["ordering"], {"Bayes filter": INK, "token": GREY}
+                x, *curve = _over_seeds(part, "distance", "accuracy")
+                if name in known:
+                    ax.plot(np.add(x, 1), curve[0], color=known[name], linewidth=1.2, label=name)
                 else:
-                    x, *curve = _over_seeds(part, "distance", "accuracy")
                     _line(ax, part[0], np.add(x, 1), *curve, marker="o", markersize=3)
             ax.set_xscale("log", base=2)
             ax.set(xlabel="tokens of the new topic seen", title=attention)

@@ -81,7 +81,6 @@ def run_matrix(
     out: Path,
     *,
     seeds: int | None = None,
-    first_seed: int | None = None,
     parts: Parts = "all",
     engine: Engine = "local",
     address: str | None = None,
@@ -90,16 +89,14 @@ def run_matrix(
 ) -> str:
     """Run what is not done of an experiment in the folder `out`, then write its report; returns the table of runs.
 
-    seeds, first_seed: which; the experiment's own if None. parts: see `jobs`. OUT/experiment.json is the experiment,
-    OUT/NAME a run. Two calls at a time may fill one folder with different seeds. Raises UserError for a folder with
-    another experiment, and at the end for jobs that failed.
+    seeds: see `seeds_of`; parts: see `jobs`. OUT/experiment.json is the experiment, OUT/NAME a run. Two calls at a time
+    may fill one folder with different seeds. Raises UserError for a folder with another experiment, and at the end for
+    jobs that failed.
     """
     from attn_clustering.runs import vocabulary
 
     if experiment.data.language is None:
         vocabulary(experiment.data)  # one complaint about a missing corpus, not one of every job
-    if first_seed is not None:
-        experiment = replace(experiment, first_seed=first_seed)
     listed, out = jobs(experiment, seeds, parts), out.resolve()
     make_folder(out)
     _note_experiment(out, experiment, seeds_of(experiment, seeds))

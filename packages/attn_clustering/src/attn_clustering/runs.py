@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lab_shared.checkpoint import load_weights
@@ -16,14 +16,13 @@ from lab_shared.errors import UserError
 from lab_shared.runs import finished_run
 
 from attn_clustering.config import DataConfig, RunConfig
-from attn_clustering.data.languages import Sequences, homogeneous, sample
+from attn_clustering.data.languages import Sequences, Split, homogeneous, sample
 from attn_clustering.data.ordering import Plan, beginning, plan
 from attn_clustering.folders import read_object
 from attn_clustering.model import Transformer
 
 RECALIBRATION = 1_000_003
 """Added to a run's seed for the shared recalibration stream, so that it is not the beginning of a training plan."""
-Split = Literal["train", "val"]
 
 
 @lru_cache(maxsize=3)

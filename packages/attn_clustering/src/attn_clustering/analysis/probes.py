@@ -55,10 +55,6 @@ class ProbeResult:
     iterations: int
     gradient: float
 
-    @property
-    def accuracy_G(self) -> Tensor:
-        return self.correct_SPG.float().mean((0, 1))
-
 
 def train_probes(features_GSPD: Tensor, topics_SP: Tensor, n_topics: int, seed: int = 0) -> ProbeResult:
     """Fit the probes of all places at once, on the device of the features.

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lab_shared.arrays import load_array
+from lab_shared.arrays import load_array, save_array
 from lab_shared.errors import UserError
 from lab_shared.files import atomic_write, make_folder
 from lab_shared.progress import Counter, Progress
@@ -36,7 +36,7 @@ SPLITS: tuple[Split, Split] = ("train", "val")
 _SEQUENCES = 5  # word of the keys of this module
 
 
-def prepare(config: CorpusConfig, out: Path, *, device: str = "cpu") -> Path:
+def prepare(config: CorpusConfig, out: Path) -> Path:
     """Make or complete the corpus folder `out`; stages whose inputs have not changed are kept. Returns `out`.
 
     Raises UserError for sources that cannot be read and text that is too small for the settings.
@@ -62,7 +62,7 @@ def prepare(config: CorpusConfig, out: Path, *, device: str = "cpu") -> Path:
         "topics",
         ["topics.npy"],
         {"paragraphs": paragraphs["outputs"], **settings("embedder", "embedding_model", "clusters", "seed")},
-        lambda: _topics(config, out, device),
+        lambda: _topics(config, out),
     )
     tokenizer = stage(
         out,
@@ -98,8 +98,8 @@ def prepare(config: CorpusConfig, out: Path, *, device: str = "cpu") -> Path:
     return out
 
 
-def load(folder: Path, split: Split = "train", device: torch.device | str = "cpu") -> Sequences:
-    """All sequences of a split, resident on `device`. Raises UserError for a folder not prepared, or damaged."""
+def load(folder: Path, split: Split = "train") -> Sequences:
+    """All sequences of a split. Raises UserError for a folder not prepared, or damaged."""
     facts, hashes = describe(folder), _manifest(folder)["outputs"]
     for name in (f"{split}.tokens.npy", f"{split}.topics.npy"):
         if hash_file(folder / name) != hashes.get(name):
@@ -112,7 +112,7 @@ def load(folder: Path, split: Split = "train", device: torch.device | str = "cpu
     n_topics = counts_NK.shape[1]
     dominant_N = (counts_NK * n_topics + torch.arange(n_topics - 1, -1, -1)).argmax(dim=1).to(torch.uint8)
     tokens = torch.from_numpy(tokens_NT.astype(np.int32))
-    return Sequences(tokens, topics_NT, dominant_N).to(device)
+    return Sequences(tokens, topics_NT, dominant_N)
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -195,10 +195,10 @@ def _read_paragraphs(out: Path) -> tuple[list[str], list[str | None], np.ndarray
     return [row["text"] for row in rows], [row["topic"] for row in rows], is_train
 
 
-def _topics(config: CorpusConfig, out: Path, device: str) -> dict[str, Any]:
+def _topics(config: CorpusConfig, out: Path) -> dict[str, Any]:
     texts, given, is_train = _read_paragraphs(out)
-    found = assign_topics(config, texts, given, is_train, device)
-    _save(out / "topics.npy", found.topic_N)
+    found = assign_topics(config, texts, given, is_train)
+    save_array(out / "topics.npy", found.topic_N)
     counts = np.bincount(found.topic_N, minlength=256)
     return {
         "names": found.names,
@@ -239,7 +239,7 @@ def _pools(config: CorpusConfig, out: Path) -> dict[str, Any]:
                 f"topic {int(sizes.argmin())} has {sizes.min():,} {split} tokens, less than seq_len={config.seq_len}: "
                 "add text, or lower clusters or seq_len"
             )
-        _save(out / f"{split}.pool.npy", pool)
+        save_array(out / f"{split}.pool.npy", pool)
         facts[split] = {"bounds": [0, *sizes.cumsum().tolist()], "paragraphs": len(chosen)}
     return facts
 
@@ -267,8 +267,8 @@ def _sequences(config: CorpusConfig, out: Path, pools: dict[str, Any], names: li
         tape = np.repeat(starts_S, lengths_S) + within
         topic = np.repeat(topics_S, lengths_S)
         tokens = pool[bounds[topic] + tape % sizes_K[topic]]
-        _save(out / f"{split}.tokens.npy", tokens.reshape(n, config.seq_len))
-        _save(out / f"{split}.topics.npy", topic.astype(np.uint8).reshape(n, config.seq_len))
+        save_array(out / f"{split}.tokens.npy", tokens.reshape(n, config.seq_len))
+        save_array(out / f"{split}.topics.npy", topic.astype(np.uint8).reshape(n, config.seq_len))
         facts[split] = {
             "sequences": n,
             "passes": [round(float(lengths_S[topics_S == k].sum() / sizes_K[k]), 3) for k in range(len(sizes_K))],
@@ -285,9 +285,3 @@ def _fraction(text: str, seed: int) -> float:
 
 def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    temporary = path.with_name(f".{path.name}")
-    np.save(temporary, array, allow_pickle=False)
-    temporary.replace(path)

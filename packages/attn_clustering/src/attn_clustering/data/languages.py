@@ -83,19 +83,6 @@ def sample(
     return Sequences(tokens_NT, topics_NT, dominant_N)
 
 
-def dominant(
-    config: LanguageConfig,
-    first_id: int,
-    n: int,
-    *,
-    split: Split = "train",
-    device: torch.device | str = "cpu",
-) -> Tensor:
-    """`sample(...).dominant_N` without sampling tokens: all that an ordering needs."""
-    parts = [_draw(config, first_id, part, split, device).dominant_N(config.topics) for part in _chunks(n, device)]
-    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8, device=device)
-
-
 def labels(
     config: LanguageConfig,
     first_id: int,

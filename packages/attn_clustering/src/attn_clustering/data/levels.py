@@ -95,23 +95,21 @@ class Levels:
         return _table(found, f"simulated language, {self.sequences:,} sequences")
 
 
-def levels(
-    config: LanguageConfig, *, n_sequences: int = 512, device: str | torch.device = "cpu", first_id: int = 0
-) -> Levels:
+def levels(config: LanguageConfig, *, n_sequences: int = 512, device: str | torch.device = "cpu") -> Levels:
     """All reference levels of a language from `n_sequences` validation sequences (and exact sums where they exist).
 
     With 512 sequences of the first run's language the standard errors of losses are below 0.003 nats.
     """
     if n_sequences < 2:
         raise DataConfigError(f"n_sequences={n_sequences}: a standard error needs at least 2")
-    data = sample(config, first_id, n_sequences, split="val", device=device)
+    data = sample(config, 0, n_sequences, split="val", device=device)
     truth_NT = data.topics_NT.long()
     unigram_KR = unigrams(config).to(device)
     known_NP, expected_NP = _known_topic(config, data)
     bayes = bayes_filter(config, data.tokens_NT)
     floor_NP = _floor(bayes, known_NP, expected_NP)
     # Attention to labels needs no tokens, and its spread over sequences is wide: take many.
-    more_NT = labels(config, first_id, max(n_sequences, 16_384), split="val", device=device)
+    more_NT = labels(config, 0, max(n_sequences, 16_384), split="val", device=device)
 
     def accuracy(posterior_NTK: Tensor) -> Level:
         return _over_sequences((posterior_NTK.argmax(dim=2) == truth_NT).double())
@@ -166,7 +164,7 @@ def kept_levels(file: Path, language: LanguageConfig, seeds: Sequence[int]) -> d
     return found
 
 
-def corpus_levels(folder: Path, *, n_sequences: int = 256, device: str | torch.device = "cpu") -> dict[str, Level]:
+def corpus_levels(folder: Path, *, n_sequences: int = 256) -> dict[str, Level]:
     """What can be said about a prepared text corpus, by the names of `Levels`: no transition matrices, so no floor.
 
     Unigrams are counted on the training sequences (one added to each count) and scored on the first `n_sequences`
@@ -177,12 +175,12 @@ def corpus_levels(folder: Path, *, n_sequences: int = 256, device: str | torch.d
     facts = corpus.describe(folder)
     vocab, n_topics = facts["vocab"], len(facts["names"])
     law = SegmentLaw(facts["seq_len"], n_topics, tuple(facts["segments"]), facts["min_segment"])
-    train, val = corpus.load(folder, "train"), corpus.load(folder, "val").to(device)
+    train, val = corpus.load(folder, "train"), corpus.load(folder, "val")
     if len(val) < 2:
         raise DataConfigError(f"{folder} holds out {len(val)} sequence: a standard error needs at least 2")
     tokens_NT, truth_NT = val.tokens_NT[:n_sequences].long(), val.topics_NT[:n_sequences].long()
     pairs = train.topics_NT.flatten().long() * vocab + train.tokens_NT.flatten()
-    counts_KV = torch.bincount(pairs, minlength=n_topics * vocab).view(n_topics, vocab).to(device).double() + 1
+    counts_KV = torch.bincount(pairs, minlength=n_topics * vocab).view(n_topics, vocab).double() + 1
     unigram_KV = counts_KV / counts_KV.sum(dim=1, keepdim=True)
     all_V = counts_KV.sum(dim=0) / counts_KV.sum()
     emission_NTK = unigram_KV[:, tokens_NT].permute(1, 2, 0)
@@ -250,16 +248,16 @@ def _over_sequences(x_NT: Tensor) -> Level:
     return Level(float(mean_N.mean()), float(mean_N.std() / math.sqrt(len(mean_N))))
 
 
-def main(name: str, *, as_json: bool = False, n_sequences: int = 512, device: str = "cpu") -> str:
+def main(name: str, *, as_json: bool = False, n_sequences: int = 512) -> str:
     """The levels of a named language, or of a prepared corpus folder, as text for the command line.
 
     Raises DataConfigError for a name that is neither.
     """
     if name in LANGUAGES:
-        result = levels(LANGUAGES[name], n_sequences=n_sequences, device=device)
+        result = levels(LANGUAGES[name], n_sequences=n_sequences)
         return result.to_json() if as_json else result.table()
     if Path(name).is_dir():
-        found = corpus_levels(Path(name), n_sequences=n_sequences, device=device)
+        found = corpus_levels(Path(name), n_sequences=n_sequences)
         if as_json:
             return json.dumps({key: asdict(level) for key, level in found.items()}, indent=2, allow_nan=False) + "\n"
         return _table(found, f"text corpus {name}")

@@ -10,7 +10,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,10 +19,8 @@ from lab_shared.errors import UserError
 from lab_shared.files import atomic_write
 from torch import Tensor
 
+from attn_clustering.config import ORDERINGS
 from attn_clustering.data import counter
-
-Kind = Literal["shuffled", "topic_ordered", "homogeneous_blocks", "random_blocks", "reversed", "interleaved"]
-KINDS: tuple[str, ...] = get_args(Kind)
 
 
 class PlanError(UserError):
@@ -105,8 +103,8 @@ def plan(
     Raises PlanError for an unknown kind and values out of range.
     """
     n = len(dominant_N)
-    if kind not in KINDS:
-        raise PlanError(f"no ordering {kind!r}; there are {', '.join(KINDS)}")
+    if kind not in ORDERINGS:
+        raise PlanError(f"no ordering {kind!r}; there are {', '.join(ORDERINGS)}")
     if steps < 1 or batch < 1 or n < 1:
         raise PlanError(f"steps={steps}, batch={batch}, sequences={n}: each must be at least 1")
     if not 0.0 <= cooldown <= 1.0:

@@ -31,7 +31,7 @@ class Topics:
 
 
 def assign_topics(
-    config: CorpusConfig, texts: Sequence[str], given: Sequence[str | None], is_train: np.ndarray, device: str = "cpu"
+    config: CorpusConfig, texts: Sequence[str], given: Sequence[str | None], is_train: np.ndarray
 ) -> Topics:
     """A topic for every paragraph. What is fitted sees training paragraphs only; held-out ones join the nearest topic.
 
@@ -40,17 +40,17 @@ def assign_topics(
     if config.embedder == "given":
         return _given(config, texts, given, is_train)
     embed = _lsa if config.embedder == "lsa" else _sentence_transformers
-    x_ND = torch.from_numpy(embed(config, texts, is_train)).to(device)
-    train_ND = x_ND[torch.from_numpy(is_train).to(device)]
+    x_ND = torch.from_numpy(embed(config, texts, is_train))
+    train_ND = x_ND[torch.from_numpy(is_train)]
     if len(train_ND) < config.clusters:
         raise UserError(f"{len(train_ND)} training paragraphs cannot form clusters={config.clusters}: add text")
     centres_KD = spherical_kmeans(train_ND, config.clusters, seed=config.seed)
     others_KD = spherical_kmeans(train_ND, config.clusters, seed=config.seed, first_restart=RESTARTS)
-    topic_N = (x_ND @ centres_KD.T).argmax(dim=1).cpu().numpy().astype(np.uint8)
+    topic_N = (x_ND @ centres_KD.T).argmax(dim=1).numpy().astype(np.uint8)
 
     from sklearn.metrics import adjusted_rand_score
 
-    other_N = (train_ND @ others_KD.T).argmax(dim=1).cpu().numpy()
+    other_N = (train_ND @ others_KD.T).argmax(dim=1).numpy()
     stability = float(adjusted_rand_score(topic_N[is_train], other_N))
     return Topics(topic_N, [f"cluster {k}" for k in range(config.clusters)], stability)
 
