@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gauge_attn.diagnostics import sharpness
 from gauge_attn.measure import attention_maps, head_records, kl_std_per_head, matrix_sharpness
 from gauge_attn.models import Practical
 
@@ -43,6 +44,20 @@ def test_head_records_are_those_of_the_weights(name, make, tokens):
             assert r[key] == pytest.approx(value.item(), rel=2e-3, abs=1e-5), (key, r)
         off = beta[0, 0][~torch.eye(WINDOW, dtype=torch.bool)].view(WINDOW, WINDOW - 1)
         assert r["row_std"] == pytest.approx(off.std(1, correction=0).mean().item(), rel=2e-3)
+
+
+def test_head_records_come_in_the_order_of_the_layout(make, tokens):
+    model = make("faithful", spec="1x1e+2x0e+1x1e", layers=1)
+    recorded = []
+    model(tokens(2), record=recorded)
+    records = head_records(model, tokens(2))
+    assert [r["label"] for r in records] == model.irreps.labels == ["ℓ1", "ℓ0", "ℓ0", "ℓ1"]
+    assert [r["head"] for r in records] == [0, 1, 2, 3]
+    for r, i in zip(records, (0, 0, 1, 1), strict=True):
+        x = recorded[0][r["l"]]
+        alone = sharpness(x.mu[:, [i]], x.sigma[:, [i]], x.frames, x.kappa_H[[i]], self_mask=model.config.self_mask)
+        assert r["row_std"] == pytest.approx(alone.row_std.item(), rel=1e-9)
+        assert r["kappa"] == pytest.approx(x.kappa_H[i].item())
 
 
 def model_self_mask(model):

@@ -1,5 +1,4 @@
-import json
-from math import inf, log
+from math import inf
 
 import pytest
 import torch
@@ -54,17 +53,11 @@ def test_what_cannot_be_reached():
     assert theory.participation_for(0.10, 128) == inf
     assert theory.smallest_dimension(inf, 1.0) == inf
     assert theory.smallest_dimension(2.0, 0.0) == inf
-    assert theory.packing_dimension(64, 0.1, 1.0) == inf
-    assert theory.packing_dimension(64, 2.0, 0.01, leak=0.1) == pytest.approx(
-        log(64) / log(2 / (0.02 * log(10)) ** 0.5)
-    )
 
 
-def test_the_command_prints_a_table_or_json(capsys):
-    theory.main(n=128)
-    assert "none: one-hot attention scores less" in capsys.readouterr().out
-    theory.main(json=True)
-    result = json.loads(capsys.readouterr().out)
+def test_tables_as_numbers_and_as_text():
+    assert "none: one-hot attention scores less" in theory.text(theory.tables(n=128))
+    result = theory.tables()
     assert [row["d"] for row in result["rows"][:5]] == [1, 3, 5, 7, 9]
     sharp = [row["row_std"] for row in result["rows"][5:10]]
     assert sharp == sorted(sharp)

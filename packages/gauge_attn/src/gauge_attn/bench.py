@@ -10,7 +10,6 @@ begins after --budget seconds, so that a call that is cut off has measured what 
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from lab_shared.bench import environment
 from lab_shared.command import write_record
+from lab_shared.progress import say
 from torch import Tensor
 
 from gauge_attn.attention import kl_attention_irreps
@@ -101,7 +101,7 @@ def main(
             continue
         try:
             for row in stage.run(rows):
-                print("  ".join(f"{key} {_cell(value)}" for key, value in row.items()), file=sys.stderr, flush=True)
+                say("  ".join(f"{key} {_cell(value)}" for key, value in row.items()))
                 rows.append(row)
                 record["requirements"] = requirements(rows, gpu)
                 write_record(out, record)

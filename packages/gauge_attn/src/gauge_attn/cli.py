@@ -152,9 +152,10 @@ def _diagnose(args: argparse.Namespace) -> None:
 
 
 def _theory(args: argparse.Namespace) -> None:
-    from gauge_attn.theory import main as theory
+    from gauge_attn.theory import tables, text
 
-    theory(json=args.json)
+    result = tables()
+    print_result(result | {"text": text(result)}, args.json)
 
 
 def _grid(args: argparse.Namespace) -> None:
@@ -218,7 +219,3 @@ def _generate(args: argparse.Namespace) -> None:
             device=args.device,
         )
     )
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

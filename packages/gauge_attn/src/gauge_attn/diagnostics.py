@@ -17,17 +17,15 @@ Shape suffixes: B batch, H heads, N tokens, d = 2l+1, F features, K all componen
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from gauge_attn.attention import Prepared, heads_of, kl_attention, prepare
+from gauge_attn.attention import Prepared, prepare
 from gauge_attn.gaussians import Centre
-from gauge_attn.irreps import Irreps
 from gauge_attn.kernel import mix
 
 _CHUNK = 256
@@ -87,7 +85,7 @@ def sharpness_of(p: Prepared, *, self_mask: bool = False) -> Sharpness:
     Both calls mask the query itself, whose weight is then added: subtracting it would cancel where it is near 1.
     """
     n, width = p.key.size(2), p.key.size(-1)
-    n_keys_N = _n_keys(n, True, self_mask).to(p.key.device)
+    n_keys_N = _n_keys(n, self_mask).to(p.key.device)
     query, biased_key, kappa_H1 = p.query.double(), p.biased_key.double(), p.kappa_H1.double()
     keys = torch.cat([biased_key, p.key.double()], -1)
     averaged, lse_others = mix(query, biased_key, keys, kappa_H1, True, True, "fp32", None, True)
@@ -110,7 +108,7 @@ def sharpness_of(p: Prepared, *, self_mask: bool = False) -> Sharpness:
     row_std = variance.clamp_min(0).sqrt().mean((0, 2))
 
     several = n_keys_N >= 2
-    uniform, onehot = row_std_uniform(n, True, self_mask), row_std_onehot(n)
+    uniform, onehot = row_std_uniform(n, self_mask), row_std_onehot(n)
     return Sharpness(
         row_std=row_std,
         row_std_rescaled=(row_std - uniform) / (onehot - uniform),
@@ -122,64 +120,13 @@ def sharpness_of(p: Prepared, *, self_mask: bool = False) -> Sharpness:
     )
 
 
-def alignment_loss(
-    mu: Tensor,
-    sigma: Tensor,
-    frames: Tensor | None,
-    kappa: float | Tensor,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    **options: object,
-) -> Tensor:
-    """sum_j beta_ij KL_ij, averaged over batch and heads, and averaged ("mean") or summed ("sum") over queries.
-
-    Differentiable, also through beta; from features, without the matrix. The sum over N queries weighs N times what
-    the mean does. options as for `kl_attention`, which gives the same figure per query with return_kl=True.
-    """
-    kl_BHN = kl_attention(mu, sigma, frames, kappa, mean_only=True, return_kl=True, **options).kl  # type: ignore[arg-type]
-    assert kl_BHN is not None
-    return reduce_alignment(kl_BHN, reduction)
-
-
-def reduce_alignment(kl_BHN: Tensor, reduction: Literal["mean", "sum"]) -> Tensor:
-    """The reduction of `alignment_loss`, for divergences that an attention call has returned."""
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction={reduction!r}: use 'mean' or 'sum' (over queries)")
-    return kl_BHN.mean() if reduction == "mean" else kl_BHN.sum(-1).mean()
-
-
-def prepare_irreps(
-    irreps: Irreps,
-    mu_BNK: Tensor,
-    sigma: Tensor | Mapping[int, Tensor],
-    frames: Mapping[int, Tensor],
-    *,
-    rope: Mapping[int, Tensor] | None = None,
-    centre: Mapping[int, Centre] | None = None,
-) -> dict[int, Prepared]:
-    """Features of every l of a layout in float64, for `kl_statistics`."""
-    sigmas = irreps.split(sigma) if isinstance(sigma, Tensor) else sigma
-    return {
-        l: prepare(
-            mu.double(),
-            sigmas[l].double(),
-            None if l == 0 else frames[l],
-            1.0,
-            rope=None if rope is None or l == 0 else rope.get(l),
-            centre=None if centre is None else centre.get(l),
-        )
-        for l, mu in irreps.split(mu_BNK).items()
-    }
-
-
 @torch.no_grad()
-def kl_statistics(parts: Iterable[Prepared], *, causal_only: bool = False) -> KLStatistics:
+def kl_statistics(parts: Sequence[Prepared]) -> KLStatistics:
     """Of the matrix of divergences averaged over all heads, of the first batch element, without its diagonal.
 
-    Future pairs are included unless causal_only. The averaged matrix is one product of the heads' features side by
-    side and is visited in rows of 256.
+    Future pairs are included. The averaged matrix is one product of the heads' features side by side and is visited
+    in rows of 256.
     """
-    parts = list(parts)
     n_heads = sum(p.query.size(1) for p in parts)
     query = torch.cat([p.query[0].transpose(0, 1).flatten(1) for p in parts], -1) / (2 * n_heads)
     key = torch.cat([p.key[0].transpose(0, 1).flatten(1) for p in parts], -1)
@@ -188,7 +135,7 @@ def kl_statistics(parts: Iterable[Prepared], *, causal_only: bool = False) -> KL
     if n < 2:
         raise ValueError(f"divergences between tokens need at least two of them, got {n}")
     column = torch.arange(n, device=query.device)
-    count = n * (n - 1) // (2 if causal_only else 1)
+    count = n * (n - 1)
     total, square = query.new_zeros(()), query.new_zeros(())
     smallest, largest = query.new_tensor(inf), query.new_tensor(-inf)
     # Sums of squares about a value inside the range, so that the variance does not cancel.
@@ -196,7 +143,7 @@ def kl_statistics(parts: Iterable[Prepared], *, causal_only: bool = False) -> KL
     for begin in range(0, n, _CHUNK):
         rows = slice(begin, begin + _CHUNK)
         kl = query[rows] @ key.mT + rest[rows, None]
-        counted = column < column[rows, None] if causal_only else column != column[rows, None]
+        counted = column != column[rows, None]
         offset = (kl - about).masked_fill(~counted, 0)
         total, square = total + offset.sum(), square + offset.square().sum()
         smallest = torch.minimum(smallest, kl.masked_fill(~counted, inf).amin())
@@ -207,58 +154,19 @@ def kl_statistics(parts: Iterable[Prepared], *, causal_only: bool = False) -> KL
     )
 
 
-def head_figures(
-    irreps: Irreps,
-    mu_BNK: Tensor,
-    sigma: Tensor | Mapping[int, Tensor],
-    frames: Mapping[int, Tensor],
-    kappa: float | Tensor,
-    *,
-    self_mask: bool = False,
-    alibi: float | Tensor | None = None,
-    rope: Mapping[int, Tensor] | None = None,
-    centre: Mapping[int, Centre] | None = None,
-) -> list[dict[str, float | str | int]]:
-    """`sharpness` of every head of a layout, as records {"head", "label", "l", "kappa", "row_std", ...} in head
-    order."""
-    mus = irreps.split(mu_BNK)
-    sigmas = irreps.split(sigma) if isinstance(sigma, Tensor) else sigma
-    records: dict[int, dict[str, float | str | int]] = {}
-    for l, group in irreps.by_l().items():
-        kappa_l = heads_of(kappa, group.heads)
-        figures = sharpness(
-            mus[l],
-            sigmas[l],
-            None if l == 0 else frames[l],
-            kappa_l,
-            self_mask=self_mask,
-            alibi=None if alibi is None else heads_of(alibi, group.heads),
-            rope=None if rope is None or l == 0 else rope.get(l),
-            centre=None if centre is None else centre.get(l),
-        )
-        kappas = torch.as_tensor(kappa_l, dtype=torch.float64).expand(group.multiplicity).tolist()
-        values = {name: value.tolist() for name, value in vars(figures).items()}
-        for i, head in enumerate(group.heads):
-            records[head] = {"head": head, "label": f"ℓ{l}", "l": l, "kappa": kappas[i]} | {
-                name: value[i] for name, value in values.items()
-            }
-    return [records[head] for head in sorted(records)]
-
-
-def row_std_uniform(n: int, causal: bool = True, self_mask: bool = True) -> float:
-    """row_std of attention that weighs all keys it may see equally: 0.0217 at N = 64, causal and self-masked."""
-    n_keys = _n_keys(n, causal, self_mask)
+def row_std_uniform(n: int, self_mask: bool = True) -> float:
+    """row_std of causal attention that weighs all keys it may see equally: 0.0217 at N = 64, self-masked."""
+    n_keys = _n_keys(n, self_mask)
     own = torch.zeros_like(n_keys) if self_mask else 1 / n_keys
     own[0] = 1 if self_mask else own[0]
     square = (1 / n_keys - own.square()) / (n - 1)
     return float((square - ((1 - own) / (n - 1)).square()).clamp_min(0).sqrt().mean())
 
 
-def row_std_onehot(n: int, causal: bool = True) -> float:
-    """row_std of attention where each query sees one other key: 0.1230 at N = 64. (The first causal query has none:
-    it sees itself. Queries that see only themselves score 0, as if they were uniform.)"""
-    rows = (n - 1) / n if causal else 1.0
-    return rows * sqrt(1 / (n - 1) - 1 / (n - 1) ** 2)
+def row_std_onehot(n: int) -> float:
+    """row_std of causal attention where each query sees one other key: 0.1230 at N = 64. (The first has none: it sees
+    itself. Queries that see only themselves score 0, as if they were uniform.)"""
+    return (n - 1) / n * sqrt(1 / (n - 1) - 1 / (n - 1) ** 2)
 
 
 @torch.no_grad()
@@ -287,11 +195,9 @@ def diversity(mu_NK: Tensor, sigma_NK: Tensor, phi_N3: Tensor, kl: KLStatistics)
     }
 
 
-def _n_keys(n: int, causal: bool, self_mask: bool) -> Tensor:
-    """(N,) float64: keys that each query may see."""
+def _n_keys(n: int, self_mask: bool) -> Tensor:
+    """(N,) float64: how many keys each query may see: those before it, and without self_mask itself."""
     if n < 2:
         raise ValueError(f"row_std compares the keys other than the query's own: it needs at least two tokens, got {n}")
-    if not causal:
-        return torch.full((n,), float(n), dtype=torch.float64)
     position = torch.arange(n, dtype=torch.float64)
     return position.clamp_min(1) if self_mask else position + 1

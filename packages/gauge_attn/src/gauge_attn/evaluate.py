@@ -57,11 +57,10 @@ def load_run(run_dir: Path, device: torch.device) -> tuple[TrainConfig, Model, T
 
 
 @torch.no_grad()
-def mean_loss(model: Model, data: Windows, config: TrainConfig, *, at_once: int | None = None) -> float:
+def mean_loss(model: Model, data: Windows, config: TrainConfig) -> float:
     """Cross-entropy in nats per target of all windows."""
     device = data.input_WN.device
-    if at_once is None:
-        at_once = 8 if config.model.route == "dense" else 64 if device.type == "cpu" else 256
+    at_once = 8 if config.model.route == "dense" else 64 if device.type == "cpu" else 256
     total = torch.zeros((), dtype=torch.float64, device=device)
     for x_BN, y_BN in zip(data.input_WN.split(at_once), data.target_WN.split(at_once), strict=True):
         with autocast(config, device):
@@ -164,11 +163,9 @@ def diagnose(model: Model, data: Windows) -> dict[str, Any]:
     return {"window": n, "heads": records, "diversity": values, "lines": lines(model, records, values, n)}
 
 
-def write_evaluation(
-    run_dir: Path, model: Model, corpus: Corpus, data: Windows, config: TrainConfig, *, split: str = "valid"
-) -> dict[str, Any]:
-    """Score and diagnose, and save evaluation.json and maps.npz in the run folder for its report."""
-    result = score(model, corpus, data, config, split)
+def write_evaluation(run_dir: Path, model: Model, corpus: Corpus, data: Windows, config: TrainConfig) -> dict[str, Any]:
+    """Score and diagnose the validation split; save evaluation.json and maps.npz in the run folder for its report."""
+    result = score(model, corpus, data, config, "valid")
     result |= {"diagnosis": diagnose(model, data), "ablation": ablation_costs(model, data, config)}
     maps = attention_maps(model, data.input_WN[:1, :_MAPPED])
     names = [f"layer {m['layer']} head {m['head']} ({m['label']})" for m in maps]
@@ -187,11 +184,7 @@ def evaluate_run(run_dir: Path, *, split: str, device: str | None = None, ablati
 
     Raises UserError for no finished run, and where its text has changed since it was trained.
     """
-    where = pick_device(device)
-    config, model, tokenizer = load_run(run_dir, where)
-    corpus = load_corpus(config.data, tokenizer)
-    same_text(run_dir, corpus)
-    data = windows(corpus, split, where, seed=config.seed)
+    config, model, corpus, data = _load(run_dir, split, device)
     result = score(model, corpus, data, config, split) | {"diagnosis": diagnose(model, data)}
     result["ablation"] = ablation_costs(model, data, config) if ablation else []
     return result | {"text": table(result)}
@@ -199,12 +192,17 @@ def evaluate_run(run_dir: Path, *, split: str, device: str | None = None, ablati
 
 def diagnose_run(run_dir: Path, *, device: str | None = None) -> dict[str, Any]:
     """`diagnose` for a run folder on its validation split; what is printed stands under "text"."""
+    _, model, _, data = _load(run_dir, "valid", device)
+    result = diagnose(model, data)
+    return result | {"text": "\n".join(result["lines"])}
+
+
+def _load(run_dir: Path, split: str, device: str | None) -> tuple[TrainConfig, Model, Corpus, Windows]:
     where = pick_device(device)
     config, model, tokenizer = load_run(run_dir, where)
     corpus = load_corpus(config.data, tokenizer)
     same_text(run_dir, corpus)
-    result = diagnose(model, windows(corpus, "valid", where, seed=config.seed))
-    return result | {"text": "\n".join(result["lines"])}
+    return config, model, corpus, windows(corpus, split, where, seed=config.seed)
 
 
 def table(result: dict[str, Any]) -> str:

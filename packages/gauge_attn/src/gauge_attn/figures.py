@@ -109,11 +109,10 @@ def scatter(
 
 
 Points = list[tuple[int, float, float]]
-GRID_FIGURES = ("sharpness_scale", "ablation", "predicted")
 
 
 def grid_points(runs: Sequence[Mapping[str, Any]], name: str) -> Points:
-    """(l, x, y) of what one of GRID_FIGURES shows of a grid's runs."""
+    """(l, x, y) of what a figure of a grid's runs shows: "sharpness_scale", "ablation" or "predicted"."""
     heads = [h for r in runs for h in r["summary"]["heads"]]
     if name == "sharpness_scale":
         return [(h["l"], h["logit_std"], h["entropy_ratio"]) for h in heads if h.get("logit_std", 0) > 0]

@@ -58,24 +58,13 @@ def run_grid(
     if at_once > 1:  # inherited by the workers: one thread each, and Inductor would start one per core
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
-    jobs, settings = [], {}
-    for cell, config in cells(name).items():
-        config = replace(config, wandb="disabled", compile=compile)
-        if data is not None or data_folder is not None:
-            config = replace(config, data=replace(config.data, data=data or config.data.data, folder=data_folder))
-        n_steps = steps or STEPS
-        config = replace(config, steps=n_steps, eval_every=n_steps, checkpoint_every=max(n_steps // 2, 1))
-        grid, _, own = cell.rpartition("/")
-        for seed in range(seeds or seeds_of(grid or name, own)):
-            job_name = f"{cell.replace('/', '+')},seed={seed}".replace(",", "-")
-            settings[job_name] = (cell, seed, config)
-            jobs.append(Job(job_name, train_cell, {"config": asdict(replace(config, seed=seed))}))
+    configs = run_configs(name, data, data_folder, steps or STEPS, seeds, compile)
+    jobs = [Job(job_name, train_cell, {"config": asdict(config)}) for job_name, (_, config) in configs.items()]
     if only_list:
-        names = [job.name for job in jobs]
-        return {"name": name, "folder": str(out), "runs": names, "text": job_list(names, out / "runs")}
+        return {"name": name, "folder": str(out), "runs": list(configs), "text": job_list(list(configs), out / "runs")}
     if only_done:
         summaries = finished(jobs, out / "runs")
-        settings = {name: settings[name] for name in summaries}
+        configs = {job_name: configs[job_name] for job_name in summaries}
     else:
         summaries = run_jobs(
             jobs,
@@ -89,13 +78,30 @@ def run_grid(
         {
             "grid": cell.split("/")[0] if name == "all" else name,
             "cell": cell.split("/")[-1],
-            "seed": seed,
+            "seed": config.seed,
             "settings": cell_settings(config),
             "summary": summaries[job_name],
         }
-        for job_name, (cell, seed, config) in settings.items()
+        for job_name, (cell, config) in configs.items()
     ]
     return collect(name, out, runs)
+
+
+def run_configs(
+    name: str, data: str | None, data_folder: str | None, steps: int, seeds: int | None, compile: bool | None
+) -> dict[str, tuple[str, TrainConfig]]:
+    """Every run of a grid by the name of its job: its cell and its configuration, the seed included."""
+    found = {}
+    for cell, config in cells(name).items():
+        config = replace(config, wandb="disabled", compile=compile)
+        if data is not None or data_folder is not None:
+            config = replace(config, data=replace(config.data, data=data or config.data.data, folder=data_folder))
+        config = replace(config, steps=steps, eval_every=steps, checkpoint_every=max(steps // 2, 1))
+        grid, _, own = cell.rpartition("/")
+        for seed in range(seeds or seeds_of(grid or name, own)):
+            job_name = f"{cell.replace('/', '+')},seed={seed}".replace(",", "-")
+            found[job_name] = cell, replace(config, seed=seed)
+    return found
 
 
 def finished(jobs: Sequence[Job], folder: Path) -> dict[str, dict[str, Any]]:
@@ -169,9 +175,8 @@ def train_cell(out: Path, config: dict[str, Any]) -> dict[str, Any]:
 
     settings = from_json(TrainConfig, json.dumps(config))
     structure = json.dumps({**config, "seed": 0})
-    if "torch._dynamo" in sys.modules and _compiled_for != [
-        structure
-    ]:  # the same cell's seeds share compiled code; others would only pile up
+    # The seeds of a cell share compiled code; that of other cells would only pile up.
+    if "torch._dynamo" in sys.modules and _compiled_for != [structure]:
         torch.compiler.reset()
         _compiled_for[:] = [structure]
     with init() as dist:

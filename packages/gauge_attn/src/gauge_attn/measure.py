@@ -5,6 +5,7 @@ Shapes: B windows, N tokens, H heads.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -34,29 +35,36 @@ def head_records(model: Model, tokens_BN: Tensor) -> list[HeadRecord]:
 
     Heads are numbered within their layer, in the order of the layout. The matrix is formed by the dense route only.
     """
+    records = []
+    for layer, l, x in _recorded(model, tokens_BN):
+        values = {name: value.tolist() for name, value in _figures(model, l, x).items()}
+        label, heads = _group(model, l)
+        for i, head in enumerate(heads):
+            numbers = {name: value[i] for name, value in values.items()}
+            records.append({"layer": layer, "head": head, "label": label, "l": l, **numbers})
+    return sorted(records, key=lambda r: (r["layer"], r["head"]))
+
+
+def _recorded(model: Model, tokens_BN: Tensor) -> Iterator[tuple[int, int, Any]]:
+    """(layer, l, what attends there) of one pass; the heads of a GPT, which have no l, stand under -1."""
     recorded: list[Any] = []
     model(tokens_BN, record=recorded)
-    records = []
     for layer, entry in enumerate(recorded):
-        if isinstance(model, GPT):
-            parts = {-1: feature_sharpness(_dot_product(*entry), self_mask=False)}
-            order, labels = {-1: tuple(range(model.heads))}, {-1: "dot"}
-        else:
-            groups = model.irreps.by_l()
-            order = {l: group.heads for l, group in groups.items()}
-            labels = {l: f"ℓ{l}" for l in groups}
-            parts = {l: _figures(model, l, x) for l, x in entry.items()}
-        of_layer = []
-        for l, figures in parts.items():
-            values = {name: value.tolist() for name, value in figures.items()}
-            for i, head in enumerate(order[l]):
-                numbers = {name: value[i] for name, value in values.items()}
-                of_layer.append({"layer": layer, "head": head, "label": labels[l], "l": l, **numbers})
-        records += sorted(of_layer, key=lambda r: r["head"])
-    return records
+        parts = {-1: entry} if isinstance(model, GPT) else entry
+        for l, x in parts.items():
+            yield layer, l, x
 
 
-def _figures(model: Faithful | Practical, l: int, x: Any) -> dict[str, Tensor]:
+def _group(model: Model, l: int) -> tuple[str, tuple[int, ...]]:
+    """The label of the heads of one l, and their places in the layout."""
+    if isinstance(model, GPT):
+        return "dot", tuple(range(model.heads))
+    return f"ℓ{l}", model.irreps.by_l()[l].heads
+
+
+def _figures(model: Model, l: int, x: Any) -> dict[str, Tensor]:
+    if isinstance(model, GPT):
+        return feature_sharpness(_dot_product(*x), self_mask=False)
     if isinstance(model, Practical):
         return feature_sharpness(x, self_mask=model.heads(0)[l].self_mask)
     if model.config.route == "dense":
@@ -80,21 +88,11 @@ def matrix_sharpness(beta_BHNN: Tensor, *, self_mask: bool) -> dict[str, Tensor]
     """The same figures from the weights themselves."""
     participation = beta_BHNN.square().sum(-1)
     entropy = -torch.special.xlogy(beta_BHNN, beta_BHNN).sum(-1)
-    return _row_figures(participation, entropy, beta_BHNN.diagonal(dim1=-2, dim2=-1), self_mask)
-
-
-def matrix_kl_statistics(kl_NN: Tensor) -> KLStatistics:
-    """`diagnostics.kl_statistics` of a matrix of divergences that is there."""
-    others = kl_NN[~torch.eye(len(kl_NN), dtype=torch.bool, device=kl_NN.device)].double()
-    return KLStatistics(float(others.mean()), float(others.std()), float(others.min()), float(others.max()))
-
-
-def _row_figures(participation: Tensor, entropy: Tensor, itself: Tensor, self_mask: bool) -> dict[str, Tensor]:
-    """From sum_j beta_ij^2, the entropy and beta_ii, each (B, H, N)."""
+    itself = beta_BHNN.diagonal(dim1=-2, dim2=-1)
     n = participation.size(-1)
     square = (participation - itself.square()) / (n - 1)
     row_std = (square - ((1 - itself) / (n - 1)).square()).clamp_min(0).sqrt().mean((0, 2))
-    uniform, onehot = row_std_uniform(n, True, self_mask), row_std_onehot(n)
+    uniform, onehot = row_std_uniform(n, self_mask), row_std_onehot(n)
     first = 2 if self_mask else 1  # the first query with a choice
     n_keys_N = torch.arange(1 - self_mask, n + 1 - self_mask, dtype=torch.float64, device=participation.device)[first:]
     return {
@@ -105,6 +103,12 @@ def _row_figures(participation: Tensor, entropy: Tensor, itself: Tensor, self_ma
         "participation": participation.mean((0, 2)),
         "relative_participation": (participation[..., first:] * n_keys_N).mean((0, 2)),
     }
+
+
+def matrix_kl_statistics(kl_NN: Tensor) -> KLStatistics:
+    """`diagnostics.kl_statistics` of a matrix of divergences that is there."""
+    others = kl_NN[~torch.eye(len(kl_NN), dtype=torch.bool, device=kl_NN.device)].double()
+    return KLStatistics(float(others.mean()), float(others.std()), float(others.min()), float(others.max()))
 
 
 def _dot_product(query: Tensor, key: Tensor) -> Prepared:
@@ -203,35 +207,30 @@ def lines(model: Model, records: list[HeadRecord], diversity_values: dict[str, f
 @torch.no_grad()
 def attention_maps(model: Model, tokens_1N: Tensor) -> list[dict[str, Any]]:
     """Weights (N, N), and divergences where there are any, of every head for one window; for figures, so N is small."""
-    recorded: list[Any] = []
-    model(tokens_1N, record=recorded)
     maps = []
-    for layer, entry in enumerate(recorded):
-        if isinstance(model, GPT):
-            found = {-1: _weights(_dot_product(*entry), False)}
-            order, labels = {-1: tuple(range(model.heads))}, {-1: "dot"}
-        else:
-            groups = model.irreps.by_l()
-            order, labels = {l: g.heads for l, g in groups.items()}, {l: f"ℓ{l}" for l in groups}
-            found = {}
-            for l, x in entry.items():
-                if isinstance(model, Faithful):
-                    dense = dense_heads(model.config, x)
-                    found[l] = (dense.beta, dense.divergence)
-                else:
-                    found[l] = _weights(x, model.heads(layer)[l].self_mask)
-        for l, (beta, divergence) in found.items():
-            for i, head in enumerate(order[l]):
-                maps.append(
-                    {
-                        "layer": layer,
-                        "head": head,
-                        "label": labels[l],
-                        "beta": beta[0, i].double().cpu().numpy(),
-                        "kl": divergence[0, i].double().cpu().numpy(),
-                    }
-                )
+    for layer, l, x in _recorded(model, tokens_1N):
+        beta, divergence = _maps(model, layer, l, x)
+        label, heads = _group(model, l)
+        for i, head in enumerate(heads):
+            maps.append(
+                {
+                    "layer": layer,
+                    "head": head,
+                    "label": label,
+                    "beta": beta[0, i].double().cpu().numpy(),
+                    "kl": divergence[0, i].double().cpu().numpy(),
+                }
+            )
     return sorted(maps, key=lambda m: (m["layer"], m["head"]))
+
+
+def _maps(model: Model, layer: int, l: int, x: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(model, GPT):
+        return _weights(_dot_product(*x), False)
+    if isinstance(model, Practical):
+        return _weights(x, model.heads(layer)[l].self_mask)
+    dense = dense_heads(model.config, x)
+    return dense.beta, dense.divergence
 
 
 def _weights(p: Prepared, self_mask: bool) -> tuple[Tensor, Tensor]:

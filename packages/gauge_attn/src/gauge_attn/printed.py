@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from gauge_attn.diagnostics import row_std_onehot, row_std_uniform
 
@@ -14,18 +14,15 @@ def verdict(row_std: float) -> str:
     return "✓SHARP" if row_std > SHARP else "⚠MEDIUM" if row_std > MEDIUM else "❌UNIFORM"
 
 
-def head_line(head: int, label: str, row_std: float, n: int | None = None) -> str:
-    """`Head 8 (ℓ2): row_std=0.0684 [⚠MEDIUM]`, and with n the two baselines behind it."""
-    line = f"Head {head} ({label}): row_std={row_std:.4f} [{verdict(row_std)}]"
-    return line if n is None else f"{line}  {baselines(n)}"
+def head_line(head: int, label: str, row_std: float) -> str:
+    """`Head 8 (ℓ2): row_std=0.0684 [⚠MEDIUM]`"""
+    return f"Head {head} ({label}): row_std={row_std:.4f} [{verdict(row_std)}]"
 
 
-def averaged_line(row_stds: Iterable[float], n: int | None = None) -> str:
+def averaged_line(row_stds: Sequence[float]) -> str:
     """The mean over heads in the form of `head_line`."""
-    values = list(row_stds)
-    mean = sum(values) / len(values)
-    line = f"Averaged: row_std={mean:.4f} [{verdict(mean)}]"
-    return line if n is None else f"{line}  {baselines(n)}"
+    mean = sum(row_stds) / len(row_stds)
+    return f"Averaged: row_std={mean:.4f} [{verdict(mean)}]"
 
 
 def baselines(n: int) -> str:

@@ -75,16 +75,6 @@ def smallest_dimension(rho: float, a: float) -> float:
     return 2 * log(rho) / log((1 + 2 * a) ** 2 / (1 + 4 * a))
 
 
-def packing_dimension(n: int, spread: float, kappa: float, sigma: float = 1.0, leak: float = 0.1) -> float:
-    """ln n / ln(R / (sigma sqrt(2 kappa ln(1/leak)))): dimensions in which n beliefs fit a ball of radius R = spread
-    so far apart that a neighbour has weight `leak` or less; inf where no dimension is enough.
-
-    sigma is the beliefs' standard deviation.
-    """
-    distance = sigma * sqrt(2 * kappa * log(1 / leak))
-    return inf if spread <= distance else log(n) / log(spread / distance)
-
-
 def kappa_for(rho: float, d: float, s: float) -> float:
     """The temperature at which heads of dimension d reach participation rho: solves participation(d, s^2/kappa)."""
     ratio = rho ** (2 / d)
@@ -122,18 +112,14 @@ def tables(
     kappas: Sequence[float] = SEED_KAPPAS,
     n: int = 64,
     target: float = 0.10,
-    measured: bool = False,
 ) -> dict[str, Any]:
-    """What `gauge-attn theory` prints: per kappa and d the predictions, per kappa the smallest dimension for `target`.
-
-    measured: also simulate the null model (seconds).
-    """
+    """What `gauge-attn theory` prints: predictions by kappa and d, and by kappa the smallest dimension for `target`."""
     rho = participation_for(target, n)
     rows = []
     for kappa in kappas:
         a = s * s / kappa
         for d in DIMENSIONS:
-            row: dict[str, Any] = {
+            row = {
                 "kappa": kappa,
                 "d": d,
                 "l": (d - 1) // 2,
@@ -144,8 +130,6 @@ def tables(
                 "row_std": row_std(participation(d, a), n),
                 "kappa_for_target": None if rho == inf else kappa_for(rho, d, s),
             }
-            if measured:
-                row["measured"] = simulate(d, s, kappa, n)
             rows.append(row)
     minimum = [
         {"kappa": kappa, "a": s * s / kappa, "smallest_dimension": _finite(smallest_dimension(rho, s * s / kappa))}
@@ -163,26 +147,8 @@ def tables(
     }
 
 
-def main(
-    *,
-    s: float = MU_STD,
-    kappas: Sequence[float] = SEED_KAPPAS,
-    n: int = 64,
-    target: float = 0.10,
-    measured: bool = False,
-    json: bool = False,
-) -> dict[str, Any]:
-    """Print `tables` as text, or as one JSON object; returns them."""
-    from json import dumps
-
-    result = tables(s=s, kappas=kappas, n=n, target=target, measured=measured)
-    print(dumps(result) if json else text(result))
-    return result
-
-
 def text(result: dict[str, Any]) -> str:
     """`tables` to read."""
-    measured = "measured" in result["rows"][0]
     lines = [
         f"Random beliefs, means N(0, {result['s']:g}^2) per component, variance 1; N = {result['n']}, causal, "
         "self-masked.",
@@ -190,15 +156,13 @@ def text(result: dict[str, Any]) -> str:
         f"{result['row_std_onehot']:.4f}.",
         "",
         f"{'kappa':>9} {'l':>2} {'d':>2} {'KL mean':>9} {'KL std':>9} {'rho':>10} {'row_std':>8}"
-        + ("  simulated" if measured else "")
-        + f"  kappa for {result['target_row_std']:g}",
+        f"  kappa for {result['target_row_std']:g}",
     ]
     for row in result["rows"]:
-        simulated = f" {row['measured']['row_std']:10.4f}" if measured else ""
         needed = "unreachable" if row["kappa_for_target"] is None else f"{row['kappa_for_target']:.3g}"
         lines.append(
             f"{row['kappa']:9.5g} {row['l']:2d} {row['d']:2d} {row['kl_mean']:9.4f} {row['kl_std']:9.4f} "
-            f"{row['participation']:10.4g} {row['row_std']:8.4f}{simulated}  {needed:>14}"
+            f"{row['participation']:10.4g} {row['row_std']:8.4f}  {needed:>14}"
         )
     lines += ["", f"Smallest dimension for row_std > {result['target_row_std']:g}:"]
     for row in result["minimum"]:

@@ -145,6 +145,7 @@ class Batches:
 
     Text: every epoch cuts the stream anew at a random offset and shuffles the windows. Generated data: new windows at
     every step. The batch of all processes together is the same for the same seed, however many they are.
+    epoch_steps: steps of one pass over the training text, which generated data do not have.
     """
 
     def __init__(self, corpus: Corpus, *, seed: int, device: torch.device, rank: int = 0, world: int = 1) -> None:
@@ -159,16 +160,11 @@ class Batches:
         if not corpus.generated:
             tokens_T = corpus.tokens["train"]
             self._tokens_T = torch.from_numpy(tokens_T).to(device)
-            self._steps_per_epoch = ((len(tokens_T) - 1) // self._config.window - 1) // self._config.batch
-            if self._steps_per_epoch < 1:
+            self.epoch_steps = ((len(tokens_T) - 1) // self._config.window - 1) // self._config.batch
+            if self.epoch_steps < 1:
                 raise UserError(f"the training text does not fill one batch of {self._config.batch}: lower data.batch")
             self._epoch = -1
             self._within_N = torch.arange(self._config.window + 1, device=device)
-
-    @property
-    def epoch_steps(self) -> int | None:
-        """Steps of one pass over the training text; None for generated data."""
-        return None if self._corpus.generated else self._steps_per_epoch
 
     def __next__(self) -> Tensor:
         step, self._step = self._step, self._step + 1
@@ -183,7 +179,7 @@ class Batches:
                 device=self._device,
             )
             return tokens_BN[self._rank * self._share :][: self._share]
-        epoch, at = divmod(step, self._steps_per_epoch)
+        epoch, at = divmod(step, self.epoch_steps)
         if epoch != self._epoch:
             self._start_epoch(epoch)
         first = at * self._config.batch + self._rank * self._share
@@ -192,7 +188,7 @@ class Batches:
 
     def _start_epoch(self, epoch: int) -> None:
         rng = np.random.default_rng((self._seed, epoch))
-        n, used = self._config.window, self._steps_per_epoch * self._config.batch
+        n, used = self._config.window, self.epoch_steps * self._config.batch
         offset = int(rng.integers(n))
         count = (len(self._tokens_T) - 1 - offset) // n
         starts = offset + n * rng.permutation(count)[:used]

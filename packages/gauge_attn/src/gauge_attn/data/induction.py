@@ -49,18 +49,3 @@ def optimal_loss(keys: int, window: int) -> float:
     pairs = window // 2
     new = sum((1 - 1 / keys) ** t for t in range(pairs))
     return math.log(keys) * (pairs + new) / window
-
-
-def best_prediction(tokens_N: np.ndarray, keys: int) -> np.ndarray:
-    """Distribution (N, 2 keys) of what follows each token of one window, from what stands up to it."""
-    p_NV = np.zeros((len(tokens_N), 2 * keys))
-    seen: dict[int, int] = {}
-    for i, token in enumerate(tokens_N.tolist()):
-        if token >= keys:
-            seen[int(tokens_N[i - 1])] = token
-            p_NV[i, :keys] = 1 / keys
-        elif token in seen:
-            p_NV[i, seen[token]] = 1.0
-        else:
-            p_NV[i, keys:] = 1 / keys
-    return p_NV
