@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 RESULTS = "packages/gauge_attn/results"
 QUICK = f"{RESULTS}/quick-cpu-seed0"
+TEXT = "grid-tinyshakespeare"
 
 
 def main_job() -> str:
@@ -51,6 +52,27 @@ def verdict_table(grid: str) -> str:
 
     body = [[v["claim"], v["measured"], f"**{v['status']}**"] for v in verdicts(_runs(grid))]
     return markdown(["claim", "measured", "verdict"], body)
+
+
+def headline() -> list[str]:
+    """Measure, as first stated, here, for comparison: whether l itself makes heads of the original's model sharp."""
+    from gauge_attn.comparisons import different, of_l, said, summary
+    from gauge_attn.seed_claims import SHARP, low_spin_cannot
+
+    runs = _runs(TEXT)
+
+    def rise(mode: str) -> str:
+        members = different(run for run in runs if run["cell"] == f"19,{mode},none")
+        return said(summary([(of_l(run, 2) or 0.0) - (of_l(run, 0) or 0.0) for run in members]))
+
+    low_spin = low_spin_cannot(runs)
+    assert low_spin is not None, "the grid has heads of l = 0 and 1"
+    return [
+        "row_std of heads of l = 2 less that of l = 0 (the original's model, tinyshakespeare)",
+        "positive at any temperature (as first stated)",
+        f"**{rise('dim')}** with temperatures in proportion to the dimension; {rise('shared')} with one for all",
+        f"that heads of l = 0, 1 stay below {SHARP:.2f} {low_spin['status']} in this model's grid",
+    ]
 
 
 def cell_table(grid: str) -> str:
@@ -115,12 +137,24 @@ def claims() -> list[Claim]:
 
 
 def _of_grid(grid: str) -> list[Claim]:
+    from gauge_attn.comparisons import different
     from gauge_attn.verdicts import verdicts
 
     runs = _runs(grid)
     seeds = sorted({run["seed"] for run in runs})
     labels = ", ".join(sorted({run["summary"]["label"] for run in runs}))
+    once = len(different(runs))
     return [
+        Claim(
+            f"gauge_attn/{grid}-runs",
+            f"{len(runs)} runs on {labels}" + (f", {once} of them different." if once < len(runs) else "."),
+            "runs; different ones",
+            [len(runs), once],
+            "measured",
+            [f"{RESULTS}/{grid}/results.json"],
+            seeds=seeds,
+        )
+    ] + [
         Claim(
             f"gauge_attn/{grid}-{i:02d}",
             f"{v['claim']} ({labels}): {v['status']}. {v['measured'].rstrip('.')}.",
@@ -130,7 +164,7 @@ def _of_grid(grid: str) -> list[Claim]:
             [f"{RESULTS}/{grid}/results.json"],
             config=f"{RESULTS}/{grid}/results.json",
             seeds=seeds,
-            test="Student's t over seeds, 95 %",
+            test=v.get("test", "Student's t over seeds, 95 %"),
         )
         for i, v in enumerate(verdicts(runs))
     ]

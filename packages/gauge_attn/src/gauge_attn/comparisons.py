@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from lab_shared.stats import Summary, seeds_table
 
 Run = dict[str, Any]
 Verdict = dict[str, Any]
-"""{"claim", "measured", "status"}"""
+"""{"claim", "measured", "status"}, and "test" where that is not Student's t over seeds"""
 HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"
 
 
@@ -31,6 +32,11 @@ def by_cell(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
     for run in sorted(runs, key=lambda r: r["seed"]):
         cells.setdefault((run["grid"], run["cell"]), []).append(run)
     return cells
+
+
+def different(runs: Iterable[Run]) -> list[Run]:
+    """Each training once: cells of two grids with the same settings hold the same runs."""
+    return list({json.dumps([r["settings"], r["seed"], r["summary"]], sort_keys=True): r for r in runs}.values())
 
 
 def of_l(run: Run, l: int, name: str = "row_std") -> float | None:

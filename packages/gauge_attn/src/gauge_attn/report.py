@@ -169,6 +169,7 @@ def _maps(page: Page, folder: Path, records: list[dict[str, Any]], label: str) -
 
 def write_grid_report(folder: Path) -> Path:
     """Write report.html for a grid's folder from its results.json."""
+    from gauge_attn.comparisons import different
     from gauge_attn.grid_tables import grid_rows
     from gauge_attn.records import unpack
     from gauge_attn.verdicts import verdicts
@@ -178,10 +179,11 @@ def write_grid_report(folder: Path) -> Path:
     if not runs:
         raise UserError(f"{folder / 'results.json'} holds no run: finish the grid first")
     labels = sorted({r["summary"]["label"] for r in runs})
-    page = Page(f"gauge_attn · grid {result['name']}", f"{len(runs)} runs on {', '.join(labels)}")
+    page = Page(f"gauge_attn · grid {result['name']}", f"{len(different(runs))} runs on {', '.join(labels)}")
     page.section("Verdicts")
     rows = [[v["claim"], v["measured"], v["status"]] for v in verdicts(runs)]
-    page.table(["claim", "measured", "status"], rows, "Intervals: 95%, Student's t over seeds.", align="lll")
+    caption = "Intervals: 95%, Student's t over seeds; H2's by bootstrap over runs."
+    page.table(["claim", "measured", "status"], rows, caption, align="lll")
     page.section("Cells")
     header, rows = grid_rows(runs)
     page.table(

@@ -1,9 +1,10 @@
 """What the runs of a grid say about each claim: holds, fails, or undecided, computed from the records and nothing else.
 
-A run is {"grid", "cell", "seed", "settings", "summary"} as `grid.train_cell` leaves it. Intervals are Student's t over
-seeds; a claim about means is decided only where such an interval excludes the alternative, so that one seed decides
-nothing. Claims about every single run (the closed form of H1, the zeros of H5) are decided by the run farthest off, and
-that of the threshold by definition.
+A run is {"grid", "cell", "seed", "settings", "summary"} as `grid.train_cell` leaves it; runs that two grids share count
+once. Intervals are Student's t over seeds, but that of H2, which is a bootstrap over runs; a claim about means is
+decided only where such an interval excludes the alternative, so that one seed decides nothing. Claims about every
+single run (the closed form of H1, the zeros of H5) are decided by the run farthest off, and that of the threshold by
+definition.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from gauge_attn.comparisons import Run, Verdict
 
 
 def verdicts(runs: Sequence[Run]) -> list[Verdict]:
-    """One record {"claim", "measured", "status"} per claim that any of the runs bears on."""
+    """One record, as `Verdict` has it, per claim that any of the runs bears on."""
     checks: list[Callable[[Sequence[Run]], Verdict | None]] = [
         seed_claims.low_spin_cannot,
         seed_claims.order_is_capacity,
