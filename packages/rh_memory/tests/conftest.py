@@ -18,8 +18,9 @@ from rh_memory.zeros.store import Zeros, load, save
 def certified() -> SimpleNamespace:
     """n, high, low: zero number n is high + low, from Arb (python-flint 0.9, acb.zeta_zero, 160 bits).
 
-    The first 1000, single ones up to 2,001,052, the eight tightest pairs among those, 100 from 137,000 and from
-    1,747,000, and 16 around the first exception to Rosser's rule. `test_the_certified_zeros_are_arbs` recomputes some.
+    The first 1000, single ones up to 2,001,052, the eight tightest pairs among those, 100 from 137,000 on, 1000 from
+    1,747,000 on, and 16 around the first exception to Rosser's rule. `test_the_certified_zeros_are_arbs` recomputes
+    some.
     """
     return SimpleNamespace(**np.load(Path(__file__).parent / "zeta_zeros.npz"))
 

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 from lab_shared.config import from_json
-from rh_memory.cli import main
+from rh_memory.cli import main, with_sections
 from rh_memory.config import PRESETS, TrainConfig
 
 COMMANDS = [
@@ -57,6 +57,24 @@ def test_presets_arrive_with_their_overrides(tmp_path, capsys):
     assert config.model.use_aux_loss
     assert config_of(capsys) == PRESETS["explicit-small"][1]
     assert not any(tmp_path.iterdir())
+
+
+def test_the_seed_s_flags_work_under_their_names(capsys, tmp_path):
+    """Its training command, word for word but for the paths, and the flags that came later; each arrives."""
+    words = "--seed 1337 --slot-id-mode permute_per_batch --use-aux-loss --early-stop --patience 800 --batch-size 512"
+    data = ["--data", "zeros.npy", "--out", str(tmp_path / "run")]
+    config = config_of(capsys, "e3-original", *words.split(), "--use-amp", *data)
+    assert (config.model.slot_id_mode, config.model.use_aux_loss, config.use_amp) == ("permute_per_batch", True, True)
+    assert (config.seed, config.early_stop, config.patience, config.batch_size) == (1337, True, 800, 512)
+    words = "--content-mode=zeroed --eval-slot-id-mode fixed --eval-perm-average 4 --perm-warmup-steps 2000"
+    config = config_of(capsys, "e4", *words.split(), "--no-use-aux-loss", "--compile", "--aux-mode", "diagonal")
+    model = config.model
+    assert (model.content_mode, model.eval_slot_id_mode, model.eval_perm_average) == ("zeroed", "fixed", 4)
+    assert (config.perm_warmup_steps, model.use_aux_loss, config.compile) == (2000, False, True)
+    assert config.loss.aux_mode == "diagonal"
+    assert with_sections(["--seed", "3", "--model.heads", "2", "--nonsense"]) == [
+        "--seed", "3", "--model.heads", "2", "--nonsense",
+    ]  # fmt: skip
 
 
 def test_presets_are_what_their_names_say():

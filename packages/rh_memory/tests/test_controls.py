@@ -22,6 +22,7 @@ from rh_memory.models import build_model
 from rh_memory.objective import Objective
 from rh_memory.train import WindowStream, make_optimizer
 from rh_memory.zeros.store import default_zeros
+from safetensors.torch import load_file
 
 CONTEXT = 16
 FEW = TrainConfig(
@@ -83,6 +84,29 @@ def test_the_control_would_see_a_leak(shuffled_zeta):
 @pytest.mark.slow
 def test_a_small_model_reaches_what_random_matrices_allow():
     assert 0.42 < learned(gue_spacings(120_000, 0), steps=500, held_out=40_000) < 0.44
+
+
+def test_the_test_part_has_no_part_in_training_and_early_stopping(toy_dataset, tmp_path, monkeypatch):
+    """With its spacings spoilt, losses, validations and the weights that are kept have the same bits."""
+    model = replace(
+        FEW.model, context=32, memory="postfix", readouts=4, n_memory=8, use_aux_loss=True, slot_id_mode="off"
+    )
+    config = replace(FEW, model=model, batch_size=4, steps=4, eval_every=2, early_stop=True, wandb="disabled")
+    spoilt = toy_dataset.spacings.s.copy()
+    ((first, last),) = toy_dataset.split.test
+    spoilt[first:last] = np.nan
+    spacings = replace(toy_dataset.spacings, s=spoilt)
+    other = replace(toy_dataset, spacings=spacings, data=SpacingData(spacings))
+    monkeypatch.setattr(train_module, "_finish", lambda run, *_: run.finish({}) or "done")
+    for name, dataset in (("whole", toy_dataset), ("spoilt", other)):
+        monkeypatch.setattr(train_module, "_checked_data", lambda *_, found=dataset: found)
+        train_module.train(config, tmp_path / name)
+    whole, spoilt_run = (tmp_path / name for name in ("whole", "spoilt"))
+    kept, same = (load_file(run / "best.safetensors") for run in (whole, spoilt_run))
+    assert all(torch.equal(kept[name], same[name]) for name in kept)
+    logs = [[{**row, "time": 0} for row in read_metrics(run, "val")] for run in (whole, spoilt_run)]
+    assert logs[0] == logs[1]
+    assert len(logs[0]) == 2
 
 
 @pytest.mark.gpu

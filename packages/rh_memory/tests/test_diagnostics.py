@@ -74,10 +74,12 @@ def test_subsets_hold_the_whole_and_the_singles(golden, postfix):
     assert found["nll"] == pytest.approx([float(nll_W.mean()) for nll_W in alone.values()], abs=1e-5)
     for row in found["by_size"]:  # chosen on the odd blocks, scored on the even ones
         rivals = [slots for slots in alone if len(slots) == row["slots"]]
-        best = min(rivals, key=lambda slots: float(alone[slots][~even_W].mean()))
+        best, worst = (f(rivals, key=lambda slots: float(alone[slots][~even_W].mean())) for f in (min, max))
         assert tuple(row["best_slots"]) == best
         assert row["best"] == pytest.approx(float(alone[best][even_W].mean()), abs=1e-5)
-        assert row["worst"] == pytest.approx(max(float(alone[slots].mean()) for slots in rivals), abs=1e-5)
+        assert row["worst"] == pytest.approx(float(alone[worst][even_W].mean()), abs=1e-5)
+        assert row["mean"] == pytest.approx(np.mean([float(alone[slots][even_W].mean()) for slots in rivals]), abs=1e-5)
+    assert row["best"] == row["mean"] == row["worst"]  # there is one way to take all slots
 
 
 def test_replacements_and_effects_match_the_readout_of_changed_states(golden, postfix):
@@ -188,30 +190,30 @@ def test_rollout_feeds_itself_what_predict_says(golden, postfix):
     assert torch.equal(rollout.true_future(few, 2)[:, 0], few.targets())
 
 
-def _result(seed: int, removal: float, zeroed: float, share: float) -> dict:
-    return {
-        "seed": seed,
-        "base": {"value": 0.1 * seed},
-        "removed": [{"slot": 0, "value": removal, "low": removal / 2, "high": 2 * removal}],
-        "content": {
-            "identity_only": {"value": zeroed},
-            "content_only": {"value": 0.01},
-            "content_only_share_of_gain": share,
-        },
-    }
+def test_errors_of_the_phase_add_up_and_are_paired_with_the_autoregression(golden):
+    few = golden.few(8)
+    truth = torch.rand(len(few), 20) + 0.5
+    rows = rollout.phase_errors(few, truth, {"model": truth + 0.1, "AR": truth - 0.05, "constant": truth})
+    assert [row["steps"] for row in rows] == [1, 2, 5, 10, 20]
+    assert [rows[-1][name]["value"] for name in ("model", "AR", "constant")] == pytest.approx([2, 1, 0], abs=1e-4)
+    assert rows[-1]["model minus AR, squared"]["value"] == pytest.approx(3, abs=1e-4)
 
 
-def test_e4_verdict_and_seeds_table():
-    good = [_result(7, 0.03, 0.05, 0.1), _result(42, 0.03, 0.05, 0.1), _result(1337, 0.0, 0.05, 0.1)]
-    assert aggregate.e4_verdict(good)["met"] is True
-    assert aggregate.e4_verdict(good[:2])["met"] is None
-    bad = [_result(1, 0.01, 0.05, 0.1), _result(2, 0.01, 0.05, 0.1), _result(3, 0.03, 0.05, 0.1)]
-    verdict = aggregate.e4_verdict(bad)
-    assert [row["met"] for row in verdict["criteria"]] == [False, True, True]
-    assert verdict["met"] is False
-    assert aggregate.over_seeds(good).summary["nll_last"].n == 3
-    with pytest.raises(UserError, match="twice"):
-        aggregate.over_seeds([good[0], good[0]])
+def test_statistics_of_continuations_are_those_of_each_sequence():
+    s_BS = np.random.default_rng(0).gamma(6, 1 / 6, (2, 60))
+    found = rollout._statistics(s_BS)
+    for b, s in enumerate(s_BS):
+        u = np.cumsum(s)
+        assert found["variance of spacings"][b] == pytest.approx(np.mean((s - 1) ** 2))
+        assert found["lag-2 covariance"][b] == pytest.approx(np.mean((s[2:] - 1) * (s[:-2] - 1)))
+        assert found["share below 0.3"][b] == pytest.approx(np.mean(s < 0.3))
+        starts = np.arange(u[0], u[-1] - 5, 0.5)
+        counts = np.array([np.sum((u >= a) & (u < a + 5)) for a in starts])
+        assert found["number variance L=5"][b] == pytest.approx(np.mean((counts - 5) ** 2))
+    assert "number variance L=20" in found
+    assert "number variance L=20" not in rollout._statistics(s_BS[:, :30])
+    crowded = rollout._statistics(np.full((1, 60), 0.01))  # all in one window
+    assert crowded["number variance L=5"][0] == pytest.approx((60 - 5) ** 2)
 
 
 @pytest.mark.slow
@@ -237,7 +239,10 @@ def test_a_run_is_diagnosed_and_reported(zeros_file, tmp_path, memory, capsys, m
     assert ("left_out" in result) == (memory == "prefix")
     assert not result.get("left_out", {}).keys() & result.keys()
     assert report.write(run).read_text().count("<svg") == (3 if memory == "postfix" else 2)
-    original = diagnostics.diagnose(run, legacy=True)["legacy"]
+    original = diagnostics.main(run, legacy=True)["legacy"]
+    over_seeds = aggregate.headlines({"legacy": original})
+    assert over_seeds["largest_ablation"] == original["A ablation"]["largest"]
+    assert over_seeds["gradient_rank_ratio"] == original["K gradient rank"]["ratio"]
     assert all(test["vacuous"] for test in original.values())
     assert ("D uniformity" in original) == (memory == "postfix")
 
@@ -282,6 +287,7 @@ def test_a_short_rollout_has_no_slope_and_zeros_have_no_rank(golden, postfix):
     found = legacy._error_growth(postfix, golden.few(4), 5, has_heights=True)
     assert (found["slope"], found["passes"]) == (None, None)
     assert list(found["mae"]) == ["1"]
+    assert found["starts"] == 4
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

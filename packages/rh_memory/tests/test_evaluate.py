@@ -9,8 +9,9 @@ import pytest
 import torch
 from lab_shared.checkpoint import save_weights
 from lab_shared.config import to_json
+from lab_shared.dist import Dist
 from lab_shared.errors import UserError
-from rh_memory import evaluate, figures, physics, physics_run, records, report
+from rh_memory import evaluate, figures, physics, physics_run, records, report, train
 from rh_memory.config import EXPLICIT_SMALL, DataConfig, ModelConfig
 from rh_memory.data.windows import split
 from rh_memory.models import build_model
@@ -52,6 +53,25 @@ def test_every_context_shares_targets_with_the_baselines(toy_dataset):
         assert found.max() < last
         assert torch.isin(targets, found).sum() >= len(targets) - 6
     assert torch.isin(targets, evaluate.scored_starts(dataset, 101) + 100).all()
+
+
+def test_a_run_on_rows_is_scored_at_the_contexts_it_was_trained_at(zeros_file, tmp_path, monkeypatch):
+    """A row of 256 spacings has 255 of context: the 256th learned position has seen no gradient."""
+    data = DataConfig(file=str(zeros_file), folder=str(tmp_path), windows="rows")
+    run = _run(tmp_path / "run", data, context=256)
+    seen = {}
+
+    def score(model, data, starts, *, batch, width):
+        seen.update(width=width, target=int(starts[0]) + width - 1)
+        raise InterruptedError
+
+    monkeypatch.setattr(evaluate, "score_model", score)
+    with pytest.raises(InterruptedError):
+        evaluate.evaluate(run, device="cpu")
+    ((first, _),) = split(19_999).val_tail
+    assert seen == {"width": 256, "target": first + 256}  # the baselines' first target
+    with pytest.raises(UserError, match=r"model\.context = 64 learned positions are too few"):
+        train._checked_data(replace(EXPLICIT_SMALL, model=ModelConfig(context=64), data=data), Dist())
 
 
 def test_a_run_of_another_program_gets_no_report(tmp_path):

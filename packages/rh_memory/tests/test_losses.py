@@ -90,6 +90,19 @@ def test_the_rollout_leaves_every_weight_its_gradient(use_amp, toy_dataset):
     assert float((unused - objective(batch, step=3)[1]["nll"]).detach()) == pytest.approx(0, abs=1e-6)
 
 
+def test_identities_are_dealt_anew_in_every_step_behind_the_warm_up(toy_dataset):
+    model = replace(TINY, memory="postfix", slot_id_mode="permute_per_batch")
+    config = TrainConfig(model=model, perm_warmup_steps=3)
+    objective = Objective(config, build_model(model), toy_dataset, Dist())
+    own = tuple(range(8))
+    dealt = [tuple(objective._permutation(step).tolist()) for step in range(1, 12)]
+    assert dealt[:3] == 3 * [own]
+    assert len(set(dealt[3:])) > 5
+    assert all(tuple(sorted(perm)) == own for perm in dealt)
+    fixed = replace(config, model=replace(model, slot_id_mode="fixed"))
+    assert Objective(fixed, build_model(fixed.model), toy_dataset, Dist())._permutation(9) is None
+
+
 @pytest.mark.parametrize(
     ("model", "loss", "message"),
     [

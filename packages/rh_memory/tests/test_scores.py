@@ -80,3 +80,9 @@ def test_scores_of_a_known_gaussian():
         assert row["observed"]["value"] == pytest.approx(row["nominal"], abs=0.04)
     assert summary["nll_by_context"]["context"][0] == 1
     assert summary["nll_by_context"]["context"][-1] == 256
+    assert scores.contexts_of(summary["nll_by_context"]) == "contexts of 1 to 256"
+
+
+def test_the_mean_over_the_readouts_of_a_postfix_memory_says_so():
+    assert scores.contexts_of({"context": list(range(16, 257, 16))}) == "contexts of 16, 32, ..., 256"
+    assert scores.contexts_of({"context": [256]}) == "context of 256"

@@ -11,7 +11,6 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from rh_memory import sine_process
 from rh_memory.linear import prime_powers
 
 Floats = NDArray[np.float64]
@@ -66,30 +65,23 @@ def pair_correlation(epsilon: Floats, height: float, primes: int = 2000) -> Floa
     return 1 + (diagonal + oscillating).real / (2 * math.pi**2 * density**2)
 
 
-def number_variance(length: Floats, height: float, cut: float = 0.25) -> Floats:
+def number_variance(length: Floats, height: float) -> Floats:
     """Variance of the number of zeros in L mean gaps near `height`: GUE's logarithm at first, then saturation.
 
-    Prime powers below (T / 2 pi)^cut are summed one by one, the rest as in the sine process; the result hardly depends
-    on `cut`. Source: Berry, Nonlinearity 1 (1988) 399, eq. 19.
+    Sigma^2(L) = L - 2 int_0^L (L - r) (1 - R_2(r)) dr with R_2 = `pair_correlation`, by Gauss-Legendre on panels of at
+    most half a gap; up to L of about 100 densities. Its leading order is Berry's formula (Nonlinearity 1 (1988) 399,
+    eq. 19), which with his cut of 1/4 is off by up to 3 % at T = 1e6, many standard errors of two million zeros.
     """
-    L, log_t = np.asarray(length, dtype=np.float64), math.log(height / (2 * math.pi))
-    total = np.zeros_like(L)
-    for q, _, r in prime_powers(max(2, int(math.exp(cut * log_t)))):
-        total += 2 * np.sin(math.pi * L * math.log(q) / log_t) ** 2 / (r**2 * q)
-    x = 2 * math.pi * L * cut
-    return sine_process.number_variance(L) + (total - _entire_cosine_integral(x)) / math.pi**2
-
-
-def _entire_cosine_integral(x: Floats) -> Floats:
-    """Cin(x) = int_0^x (1 - cos t) / t dt, by Gauss-Legendre on panels of at most pi."""
-    node, weight = np.polynomial.legendre.leggauss(16)
-    out = []
-    for end in np.atleast_1d(x):
-        edges = np.linspace(0, end, 2 + int(end / math.pi))
-        half = np.diff(edges)[:, None] / 2
-        t = edges[:-1, None] + half * (1 + node)
-        out.append(float((half * weight * (2 * np.sin(t / 2) ** 2 / np.maximum(t, 1e-300))).sum()))
-    return np.array(out).reshape(np.shape(x))
+    L = np.asarray(length, dtype=np.float64)
+    density = math.log(height / (2 * math.pi)) / (2 * math.pi)
+    edges = np.unique(np.concatenate([np.arange(0, L.max(), 0.5), L.ravel()]))
+    x, weight = np.polynomial.legendre.leggauss(8)
+    half = np.diff(edges)[:, None] / 2
+    r = edges[:-1, None] + half * (1 + x)
+    lacking = half * weight * (1 - pair_correlation(r / density, height))
+    mass, moment = (np.concatenate([[0.0], np.cumsum(part.sum(1))]) for part in (lacking, r * lacking))
+    at = np.searchsorted(edges, L)
+    return np.asarray(L - 2 * (L * mass[at] - moment[at]))
 
 
 def saturation_length(height: float) -> float:

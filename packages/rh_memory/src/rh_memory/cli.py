@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from lab_shared.command import (
     print_result,
     write_record,
 )
+from lab_shared.config import field_names
 from lab_shared.train_command import TrainWords, add_train, chosen_config, dry_run_text, recorded_time
 
 from rh_memory import __version__
@@ -63,7 +65,8 @@ def program() -> Program:
         "Train a model, score it beside the baselines, write its report.",
         PRESETS,
         about="Train, score on held-out zeros beside the baselines, write the report, print one table. The zeros are\n"
-        f"computed (or read, if they were computed before). Without PRESET: {DEFAULT_PRESET}.",
+        f"computed (or read, if they were computed before). Without PRESET: {DEFAULT_PRESET}. A field may be named\n"
+        "without its section: --slot-id-mode is --model.slot-id-mode.",
         example="e4 --model.slot-id-mode off --optim.lr 5e-4 --steps 20000",
         data="FILE.npy zeros (short for --data.file)",
         out="runs/rh_memory/PRESET-seedS-TIME",
@@ -81,7 +84,7 @@ def program() -> Program:
 
     sub = add("diagnose", _diagnose, "What a memory does: diagnostics A to K, of one run or of several seeds.")
     sub.add_argument("runs", metavar="RUN|GLOB", help="a run folder, or a quoted pattern such as 'runs/e4-seed*'")
-    sub.add_argument("--legacy", action="store_true", help="with the seed's formulas, vacuous ones marked")
+    sub.add_argument("--legacy", action="store_true", help="by the seed's formulas instead, vacuous ones marked")
     sub.add_argument("--windows", type=positive_int, metavar="N", help="fixed windows to test on")
     _data_flag(sub)
     device_flag(sub)
@@ -241,7 +244,7 @@ def _bench(args: argparse.Namespace) -> None:
 
 def _train(parser: argparse.ArgumentParser, words: TrainWords) -> None:
     args, preset = words.args, words.name or DEFAULT_PRESET
-    config = chosen_config(PRESETS, preset, words.fields, parser.prog, data__file=args.data)
+    config = chosen_config(PRESETS, preset, with_sections(words.fields), parser.prog, data__file=args.data)
     if args.dry_run:
         windows = config.steps * config.batch_size
         facts = {
@@ -256,6 +259,25 @@ def _train(parser: argparse.ArgumentParser, words: TrainWords) -> None:
     text = resume(args.resume) if args.resume is not None else train(config, args.out, name=preset)
     if text is not None:  # rank 0
         print(text)
+
+
+def with_sections(words: Sequence[str]) -> list[str]:
+    """The words with the section put in front of fields named without it: --slot-id-mode is --model.slot-id-mode.
+
+    The seed's flags had no sections, so each of them works under its name. Where two sections have a field of that
+    name nothing is changed. --use-amp and --compile without a value mean True.
+    """
+    names = field_names(PRESETS[DEFAULT_PRESET][1])
+    often = Counter(name.rpartition(".")[2] for name in names)
+    section = {field: path for path, _, field in (name.rpartition(".") for name in names) if often[field] == 1 and path}
+    found = []
+    for word, following in zip(words, [*words, "--"][1:], strict=True):
+        field = word.removeprefix("--").partition("=")[0].replace("-", "_")
+        path = section.get(field, section.get(field.removeprefix("no_")))
+        found.append(f"--{path}.{word.removeprefix('--')}" if path and word.startswith("--") else word)
+        if word in ("--use-amp", "--compile") and following.startswith("--"):
+            found.append("True")
+    return found
 
 
 def _record(name: str) -> Path:

@@ -211,7 +211,7 @@ _SPECIAL: dict[str, Any] = {
     "loss": {"aux_mode": "diagonal", "ortho_weight": (1e-3, 1e-2)},
 }
 E3_ORIGINAL = _with(E0, model={"memory": "postfix", "attention_dropout": 0.0}, optim=_POSTFIX, loss=LossConfig())
-E4_ORIGINAL = _with(E3_ORIGINAL, **_DETOX)
+E4_ORIGINAL = _with(E3_ORIGINAL, **_DETOX, patience=800)
 E3 = _with(
     E0_ROPE,
     # FlexAttention, which these masks want, drops no weights.

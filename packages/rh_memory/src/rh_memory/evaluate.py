@@ -25,7 +25,16 @@ from rh_memory.config import TrainConfig
 from rh_memory.data.windows import Part
 from rh_memory.dataset import Dataset, load_dataset
 from rh_memory.models import Model, build_model
-from rh_memory.scores import STRIDE, WIDTH, Scored, block_estimate, paired_difference, score_model, summarise
+from rh_memory.scores import (
+    STRIDE,
+    WIDTH,
+    Scored,
+    block_estimate,
+    contexts_of,
+    paired_difference,
+    score_model,
+    summarise,
+)
 
 PLATEAU = 0.005
 """A model this near the i.i.d. marginal has found nothing in the context."""
@@ -85,7 +94,7 @@ def evaluate(run: Path, *, data: Path | None = None, device: str | None = None, 
     config = with_file(config, data)
     dataset = load_dataset(config, where)
     part = scored_part(dataset)
-    width = config.model.context + 1
+    width = dataset.width  # as trained: of a row of 256 spacings the model never saw the last as context
     starts_W = scored_starts(dataset, width, stride)
     with inference(config, where):
         scored = score_model(model, dataset.data, starts_W, batch=batch_size(where), width=width)
@@ -155,7 +164,8 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"* {gue['data']}: another data set, for comparison only")
     pit = result["pit_last"]
     lines += [
-        f"nll_all {cell(result['nll_all'])}   nll_last on the test part {cell(result['nll_last_test'])}",
+        f"nll_all {cell(result['nll_all'])} ({contexts_of(result['nll_by_context'])})",
+        f"nll_last on the test part {cell(result['nll_last_test'])}",
         f"crps_last {cell(result['crps_last'])}",
         f"pit_last mean {pit['mean']['value']:.4f} (0.5), std {pit['std']:.4f} (0.2887)"
         f"   mass below zero {result['below_zero_last']['value']:.2e}",

@@ -73,7 +73,7 @@ def with_run(run: Path, data: Path | None, zeros: int | None, device: torch.devi
             "learned": readout.learned(lines),
             "law": {name: readout.law(lines, height, name) for name in ("zeros", "model")},
         }
-    width = config.model.context + 1
+    width = dataset.width
     windows = 4096 if device.type == "cuda" else 256
     golden = Golden.spread(dataset.data, dataset.split.starts(part, 8, width), windows, batch_size(device), width)
     with inference(config, device):

@@ -31,10 +31,12 @@ CONTROLS = {
     "model.values": "prime_rotary",
 }
 """What controls of explicit-formula attention change, and what they change it from."""
-SMALL_FILES = ("config.json", "manifest.json", "evaluation.json", "diagnostics.json", "physics.json")
+SMALL_FILES = (
+    "config.json", "manifest.json", "evaluation.json", "diagnostics.json", "diagnostics_legacy.json", "physics.json",
+)  # fmt: skip
 _EVALUATED = ("label", "part", "nll_last", "nll_all", "nll_last_minus", "baselines")
 _DIAGNOSED = ("run", "base")
-_TRAINING_ROWS = 200
+_TRAINING_ROWS, _LAST_STEPS = 200, 100
 _SAME_EXPERIMENT = {
     "seed", "wandb", "use_amp", "compile", "log_every", "eval_every", "eval_windows", "checkpoint_every",
     "data.file", "data.folder", "data.seed",
@@ -54,6 +56,8 @@ class Record:
     diagnostics: dict[str, Any] | None
     steps_done: int
     last_validation: dict[str, float] | None
+    seconds: float | None
+    """From the start of the run to its last metrics: with data, compilation and validations, without final scores."""
 
     @property
     def seed(self) -> int:
@@ -118,9 +122,9 @@ def finished(records: Sequence[Record]) -> dict[str, list[Record]]:
 def collect(runs: Sequence[Path], out: Path) -> list[Path]:
     """Copy the small files of runs to OUT/NAME, for keeping under version control; returns those folders.
 
-    Metrics are thinned to every validation and about 200 rows of training; absolute paths lose their folders. Weights,
-    checkpoints, predictions and reports stay behind. Raises UserError for a folder that is no run of this program,
-    StorageError.
+    Metrics are thinned to every validation, about 200 rows of training and those of its last 100 steps; absolute paths
+    lose their folders. Weights, checkpoints, predictions and reports stay behind. Raises UserError for a folder that is
+    no run of this program and StorageError.
     """
     made = []
     for run in runs:
@@ -135,7 +139,9 @@ def collect(runs: Sequence[Path], out: Path) -> list[Path]:
         if (run / "metrics.jsonl").is_file():
             rows = read_metrics(run)
             train = [i for i, row in enumerate(rows) if row["split"] == "train"]
-            left_out = set(train) - {*train[:: max(1, len(train) // _TRAINING_ROWS)], *train[-1:]}
+            last = rows[train[-1]]["step"] if train else 0
+            end = [i for i in train if rows[i]["step"] > last - _LAST_STEPS]
+            left_out = set(train) - {*train[:: max(1, len(train) // _TRAINING_ROWS)], *end}
             thin = [json.dumps(row) for i, row in enumerate(rows) if i not in left_out]
             atomic_write(folder / "metrics.jsonl", "".join(f"{line}\n" for line in thin))
         made.append(folder)
@@ -196,4 +202,5 @@ def _record(run: Path, diagnostics: dict[str, Any] | None) -> Record:
         diagnostics,
         max((row["step"] for row in rows), default=0),
         validations[-1] if validations else None,
+        rows[-1].get("time") if rows else None,
     )

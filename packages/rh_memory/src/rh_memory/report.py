@@ -22,6 +22,7 @@ from lab_shared.run import read_metrics
 from rh_memory import figures, physics
 from rh_memory.config import TrainConfig
 from rh_memory.physics import Columns
+from rh_memory.scores import contexts_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,7 +112,7 @@ class _Report:
             said = "; ".join(f"{name} {interval(x)}" for name, x in gue["nll_last"].items())
             self.page.text(f"For comparison, on {gue['data']}: {said}. Zeros without primes would allow no more.")
         other = [
-            ("nll_all, contexts of 1 to 256", interval(evaluation["nll_all"])),
+            (f"nll_all, {contexts_of(evaluation['nll_by_context'])}", interval(evaluation["nll_all"])),
             ("nll_last on the test part, on which nothing was chosen", interval(evaluation["nll_last_test"])),
             ("crps_last", interval(evaluation["crps_last"])),
             ("predicted probability of a negative spacing", f"{evaluation['below_zero_last']['value']:.2e}"),
@@ -198,7 +199,7 @@ class _Report:
         )
         c = drawn["number_variance"]
         sized = {"xlabel": "interval L (mean gaps)", "ylabel": "number variance"}
-        fig = figures.measured(c, "L", "variance", {"GUE": "GUE", "primes": "with primes (Berry)"}, sized)
+        fig = figures.measured(c, "L", "variance", {"GUE": "GUE", "primes": "with primes"}, sized)
         caption = f"Number variance; it saturates from L = {result['saturation_length']:.1f} on, GUE's keeps growing."
         self._figure("number_variance", fig, c, caption)
         c = drawn["pair_correlation_near"]

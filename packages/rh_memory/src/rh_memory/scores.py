@@ -2,7 +2,8 @@
 
 The metric names carry the definition:
 - nll_last: -log p(s_257 | the 256 spacings before it), the last position of every window;
-- nll_all: the same averaged over all positions of the window, so over contexts of 1 to 256 spacings;
+- nll_all: the same averaged over all positions of the window, so over contexts of 1 to 256 spacings; of a postfix
+  memory over its readouts only (16, 32, ..., 256), which is another score: `contexts_of` says which;
 - crps_last, pit_last, coverage_last, below_zero_last: at the same targets as nll_last.
 
 Neighbouring targets are not independent, so every interval resamples whole blocks of 256 spacings. An NLL has no zero
@@ -13,6 +14,7 @@ Shapes: W windows, T positions (contexts) of a window, N values, B blocks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -170,6 +172,14 @@ def context_curve(scored: Scored) -> dict[str, list[Any]]:
         "low": [row.low for row in rows],
         "high": [row.high for row in rows],
     }
+
+
+def contexts_of(curve: Mapping[str, list[Any]]) -> str:
+    """The contexts that nll_all is a mean over, in words, from the `nll_by_context` of `summarise`."""
+    first, last = curve["context"][0], curve["context"][-1]
+    if first == last:
+        return f"context of {last}"
+    return f"contexts of 1 to {last}" if first == 1 else f"contexts of {first}, {2 * first}, ..., {last}"
 
 
 def pit_summary(pit_N: Floats, spacing_N: ArrayLike) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from rh_memory.config import OptimConfig, TrainConfig
 from rh_memory.data.windows import SpacingData, WindowBatch
-from rh_memory.dataset import Dataset, load_dataset
+from rh_memory.dataset import ROW, Dataset, load_dataset
 from rh_memory.evaluate import PLATEAU, evaluate, table
 from rh_memory.models import Model, build_model
 from rh_memory.objective import Objective, check_losses, validate
@@ -157,6 +157,12 @@ def _checked_data(config: TrainConfig, dist: Dist) -> Dataset:
             "multiple of them"
         )
     check_losses(config)
+    m = config.model
+    if config.data.windows == "rows" and m.pos == "learned" and m.context < ROW - 1:
+        raise UserError(
+            f"model.context = {m.context} learned positions are too few for data.windows = rows, which have {ROW - 1} "
+            "spacings of context: set model.context = 256, or model.pos = rope"
+        )
     with torch.device("meta"):
         build_model(config.model)  # raises for sizes that do not go together
     return load_dataset(config, dist.device)

@@ -1,7 +1,8 @@
 """`rh-memory verdicts DIR|GLOB...`: each claim about memory with the runs that test it, a statistic and a verdict.
 
 holds, fails: the whole interval over seeds lies on one side of the claim's bound. undecided: it does not, or there are
-fewer than three seeds, or no records. Intervals are Student's t over seeds, of a standard deviation chi-squared.
+fewer than three seeds, or no records. Intervals are Student's t over seeds, of a standard deviation chi-squared. E4's
+own criteria go by numbers of seeds and means (`aggregate.e4_verdict`), and what is asked of scores by their mean.
 """
 
 from __future__ import annotations
@@ -15,12 +16,11 @@ from typing import Any
 from lab_shared.files import atomic_write
 from lab_shared.stats import Summary, seeds_table
 
-from rh_memory.claims import CLAIMS, LAST, Claim, target
+from rh_memory.claims import CLAIMS, LAST, Claim
 from rh_memory.diagnostics.aggregate import e4_verdict
 from rh_memory.records import Record, finished, read
+from rh_memory.targets import SEEDS, met, target, time_met, time_taken
 
-SEEDS = 3
-"""Fewer decide nothing."""
 REFERENCES = ("iid marginal", "AR(64), height", "prime phases")
 Groups = Mapping[str, Sequence[Record]]
 
@@ -83,13 +83,14 @@ def _values(group: Sequence[Record], claim: Claim) -> dict[int, float]:
 
 
 def _over_seeds(values: Mapping[int, float]) -> Summary:
-    return seeds_table([{"seed": seed, "value": value} for seed, value in sorted(values.items())]).summary["value"]
+    summary = seeds_table([{"seed": seed, "value": value} for seed, value in sorted(values.items())]).summary["value"]
+    return summary if len(values) >= SEEDS else summary._replace(low=None, high=None)
 
 
 def _of_spread(summary: Summary) -> tuple[float | None, float | None, float | None]:
-    """Standard deviation over seeds with its chi-squared interval; None for one seed."""
-    if summary.sd is None:
-        return None, None, None
+    """Standard deviation over seeds, None for one, with its chi-squared interval."""
+    if summary.sd is None or summary.n < SEEDS:
+        return summary.sd, None, None
     from scipy.stats import chi2
 
     scaled = summary.sd * math.sqrt(summary.n - 1)
@@ -148,23 +149,27 @@ def _experiment_row(name: str, group: Sequence[Record]) -> dict[str, Any]:
         metric: _over_seeds({seed: e[metric]["value"] for seed, e in evaluations.items()})
         for metric in ("nll_last", "nll_all")
     }
-    row: dict[str, Any] = {
+    seconds = {str(r.seed): r.seconds for r in group if r.evaluation is not None}
+    return {
         "experiment": name,
         "seeds": sorted(evaluations),
         "part": f"{group[0].evaluation['part']} of {group[0].evaluation['label']}" if group[0].evaluation else "",
-        **{metric: summary._asdict() for metric, summary in scores.items()},
+        "nll_last": scores["nll_last"]._asdict(),
+        # A postfix memory's is a mean over its readouts only, no score to stand in one column with the others'.
+        "nll_all": None if group[0].config.model.memory == "postfix" else scores["nll_all"]._asdict(),
         "by_seed": {str(seed): e["nll_last"]["value"] for seed, e in sorted(evaluations.items())},
         "minus": {
             reference: _over_seeds({s: e["nll_last_minus"][reference]["value"] for s, e in evaluations.items()}).mean
             for reference in REFERENCES
             if all(reference in e["nll_last_minus"] for e in evaluations.values())
         },
+        "seconds": seconds,
         "target": None if wanted is None else wanted.text,
-        "met": None,
+        "target_metric": None if wanted is None else wanted.metric,
+        "met": None if wanted is None else wanted.met_by(scores[wanted.metric].mean),
+        "target_time": None if wanted is None else wanted.time,
+        "in_time": None if wanted is None else wanted.in_time(seconds),
     }
-    if wanted is not None:
-        row["met"] = wanted.met_by(scores[wanted.metric].mean)
-    return row
 
 
 def _baselines(records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -213,25 +218,20 @@ def _tables(result: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
     def verdict(row: Mapping[str, Any]) -> str:
         return f"{row['verdict']} ({row['why']})" if row["why"] else row["verdict"]
 
-    def met(row: Mapping[str, Any]) -> str:
-        if row["met"] is None:
-            return ""
-        seeds = len(row["seeds"])
-        few = "" if seeds >= SEEDS else f" ({seeds} seed{'s' * (seeds > 1)})"
-        return ("met" if row["met"] else "NOT met") + few
-
-    experiments = [
-        ["experiment", "seeds", "nll_last", "sd", "nll_all", *(f"less {name}" for name in REFERENCES), "target", ""]
-    ] + [
+    header = ["experiment", "seeds", "nll_last", "sd", "nll_all", *(f"less {name}" for name in REFERENCES)]
+    experiments = [[*header, "target", "", "training", "at most", ""]] + [
         [
             row["experiment"],
             " ".join(map(str, row["seeds"])),
             interval(row["nll_last"], "mean"),
             number(row["nll_last"]["sd"]).lstrip("+"),
-            number(row["nll_all"]["mean"]),
+            number(row["nll_all"] and row["nll_all"]["mean"]),
             *(number(row["minus"].get(name)) for name in REFERENCES),
             row["target"] or "",
             met(row),
+            time_taken(row),
+            row["target_time"] or "",
+            time_met(row),
         ]
         for row in result["experiments"]
     ]

@@ -100,7 +100,7 @@ def _legacy(run: Path, config: TrainConfig, model: Model, dataset: Dataset, size
         raise UserError(
             f"{run} has no memory slots: the original diagnostics A to K are about slots; leave out --legacy"
         )
-    width = config.model.context + 1
+    width = dataset.width
     steps, long_N = rollout_starts(dataset, size.rollout_steps, width, stride=1)
     tests = legacy_tests.run(
         model,
@@ -116,7 +116,7 @@ def _legacy(run: Path, config: TrainConfig, model: Model, dataset: Dataset, size
 
 
 def _rebuilt(config: TrainConfig, model: Model, dataset: Dataset, size: Size) -> dict[str, Any]:
-    width = config.model.context + 1
+    width = dataset.width
     starts = dataset.split.starts(scored_part(dataset), 8, width)
     golden = Golden.spread(dataset.data, starts, size.windows, size.batch, width)
     nll_W = window_nll(model, golden).double().cpu().numpy()
@@ -216,15 +216,15 @@ def main(
         raise UserError(
             f"no run matches {run_or_glob}: give a folder that `rh-memory train` wrote, or a pattern in quotes"
         )
-    if len(runs) > 1 and not legacy:
+    if len(runs) > 1:
         _check_seeds(runs)
     results = [diagnose(run, legacy=legacy, data=data, device=device, windows=windows) for run in runs]
     result: dict[str, Any] = results[0] if len(results) == 1 else {"runs": results}
     table = None
-    if len(results) > 1 and not legacy:
+    if len(results) > 1:
         table = aggregate.over_seeds(results)
         result["summary"] = {name: s._asdict() for name, s in table.summary.items()}
-        if all(r["memory"] == "postfix" for r in results):
+        if not legacy and all(r["memory"] == "postfix" for r in results):
             result["e4"] = aggregate.e4_verdict(results)
     if json:
         print(json_module.dumps(result))

@@ -61,8 +61,8 @@ def subset_readouts(model: Any, h_WMD: Tensor, keep_SM: Tensor) -> Mixture:
 def subsets(model: Any, golden: Golden, h_WMD: Tensor) -> dict[str, Any]:
     """NLL of every non-empty subset of pooled slots, and by size the best, mean and worst of them.
 
-    Choosing the best subset on the windows it is scored on flatters it: it is picked on every other block of 256
-    spacings and scored on the rest.
+    Choosing the best subset on the windows it is scored on flatters it: best and worst are picked on every other block
+    of 256 spacings, and all three are scored on the rest.
     """
     y_W, slots = golden.targets(), h_WMD.shape[1]
     codes = torch.arange(1, 2**slots)
@@ -85,14 +85,14 @@ def subsets(model: Any, golden: Golden, h_WMD: Tensor) -> dict[str, Any]:
     by_size = []
     for size in range(1, slots + 1):
         index = torch.where(keep_SM.sum(1) == size)[0]
-        best = index[odd[index].argmin()]
+        best, worst = index[odd[index].argmin()], index[odd[index].argmax()]
         by_size.append(
             {
                 "slots": size,
                 "best": float(even[best]),
                 "best_slots": torch.where(keep_SM[best])[0].tolist(),
-                "mean": float(every[index].mean()),
-                "worst": float(every[index].max()),
+                "mean": float(even[index].mean()),
+                "worst": float(even[worst]),
             }
         )
     return {"nll": every.tolist(), "by_size": by_size}

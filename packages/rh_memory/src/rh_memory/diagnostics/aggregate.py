@@ -14,8 +14,25 @@ CONTENT_SHARE = 0.3
 """Doing without identities may cost at most this share of the gain over the i.i.d. marginal."""
 
 
+_LEGACY = {
+    "nll": ("A ablation", "nll"),
+    "largest_ablation": ("A ablation", "largest"),
+    "gradient_correlation": ("C gradient correlation", "mean_abs_correlation"),
+    "error_growth_slope": ("G error growth", "slope"),
+    "relative_increase_permuted": ("J permutation", "relative_increase"),
+    "gradient_rank_ratio": ("K gradient rank", "ratio"),
+}
+"""What the seed's own table over seeds held."""
+
+
 def headlines(result: dict[str, Any]) -> dict[str, float]:
-    """One number each from a `diagnose` result of a memory model, those it has; nats unless named otherwise."""
+    """One number each from a `diagnose` result of a memory model, those it has; nats unless named otherwise.
+
+    Of a result by the original formulas (`legacy`): what the seed put in its table over seeds.
+    """
+    if legacy := result.get("legacy"):
+        values = {name: legacy[test][figure] for name, (test, figure) in _LEGACY.items()}
+        return {name: value for name, value in values.items() if value is not None}
     found: dict[str, float | None] = {"nll_last": result["base"]["value"]}
     if removed := result.get("removed"):
         found["largest_removal_cost"] = max(row["value"] for row in removed)

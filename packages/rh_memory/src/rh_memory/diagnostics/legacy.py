@@ -21,8 +21,9 @@ from rh_memory.diagnostics.golden import Golden, under_changes, window_nll
 from rh_memory.diagnostics.rollout import roll, true_future
 
 VACUOUS = {
-    "A ablation": "slot_off zeroes the slot's input only: it keeps its position, sees all data and is pooled, so about "
-    "nothing can change; 500 windows leave noise of the size of the threshold, and the largest of 8 is biased upwards",
+    "A ablation": "slot_off zeroes the slot's input only: it keeps its position, is attended to and, behind the data, "
+    "sees all of it and is pooled, so about nothing need change; 500 windows leave noise of the size of the threshold, "
+    "and the largest of 8 is biased upwards",
     "A' k-slot curve": "it adds up single-slot differences: no two slots are ever off together",
     "B similarity": "cosines of inputs: slots with different inputs can end in the same state, and the reverse",
     "C gradient correlation": "ten batches with dropout on: the correlation of noise is counted with that of the slots",
@@ -32,7 +33,7 @@ VACUOUS = {
     "G error growth": "the error of one later gap is bounded by the marginal's mean absolute error, .33, so the slope "
     "cannot pass about .1 and the threshold .5 never fires",
     "H cross-block": "per-window NLLs vary by about 1.1, so 100 windows a block give a CV of about .4 from noise, "
-    "and a CV is undefined where the mean may be 0",
+    "a CV is undefined where the mean may be 0, and where it is negative every CV passes",
     "I attention": "one layer of one batch without an interval; the threshold depends on the context length",
     "J permutation": "identity embeddings only: position, readout weight and causal order still label every slot; with "
     "permute_per_batch the unpermuted reference is itself a random permutation. The increase is in percent of an NLL, "
@@ -124,7 +125,8 @@ def _error_growth(model: Any, golden: Golden, steps: int, *, has_heights: bool) 
     x, y = x - x.mean(), errors.log() - errors.log().mean()
     slope = float((x * y).sum() / x.square().sum()) if len(horizons) > 1 else None
     passes = None if slope is None else slope < 0.5
-    return {"mae": dict(zip(map(str, horizons), errors.tolist(), strict=True)), "slope": slope, "passes": passes}
+    mae = dict(zip(map(str, horizons), errors.tolist(), strict=True))
+    return {"starts": len(golden), "mae": mae, "slope": slope, "passes": passes}
 
 
 def _cross_block(model: Any, quarters: Sequence[Golden]) -> dict[str, Any]:

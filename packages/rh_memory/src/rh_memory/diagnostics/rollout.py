@@ -126,7 +126,8 @@ def _statistics(s_BS: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     for L in [L for L in LENGTHS if s_BS.shape[1] / 3 >= L]:
         values = []
         for row in u:
-            start = np.arange(row[0], row[-1] - L, 0.5)
+            # One window at least, also where a bad model's sequence is shorter than it.
+            start = np.arange(row[0], max(row[-1] - L, row[0] + 0.25), 0.5)
             values.append(np.mean((np.searchsorted(row, start + L) - np.searchsorted(row, start) - L) ** 2))
         found[f"number variance L={L:g}"] = np.array(values)
     return found

@@ -235,7 +235,25 @@ def initialise(model: nn.Module) -> None:
             module.reset_bias()
 
 
+_OPTIONS_OF: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("memory", "postfix"): ("readouts", "seed_slots", "slot_dropout", "readout_weight"),
+    ("memory", "prefix", "postfix"): (
+        "slot_id_mode", "eval_slot_id_mode", "eval_perm_average", "content_mode", "slot_position", "causal_slots",
+        "norm_cap",
+    ),
+    ("values", "prime_rotary"): ("frequencies", "frequency_top"),
+}  # fmt: skip
+"""A field with some of its values, and the options that nothing reads under its other values."""
+
+
 def _check(config: ModelConfig) -> None:
+    for (field, *values), options in _OPTIONS_OF.items():
+        for name in options if getattr(config, field) not in values else ():
+            if (value := getattr(config, name)) != getattr(ModelConfig(), name):
+                raise UserError(
+                    f"model.{name} = {value} would change nothing: it is for model.{field} = {' or '.join(values)}, "
+                    f"here it is {getattr(config, field)}"
+                )
     for name in ("context", "d_model", "layers", "heads", "mlp_ratio", "components", "n_memory", "readouts"):
         if (value := getattr(config, name)) < 1:
             raise UserError(f"model.{name} is {value}: it must be at least 1")
