@@ -24,6 +24,8 @@ KAGGLE_EVENTS, KAGGLE_BYTES, PULSES_PER_EVENT = 131_953_924, 113.5e9, 164.4
 EPOCHS = 4
 """Passes over all of Kaggle's events in the estimate."""
 SEEDS = 100
+COMPILED = {"attn_clustering": "attn-clustering-cuda", "gauge_attn": "gauge-attn-models-cuda"}
+"""Packages whose records of speed say when a training's first step had been compiled and done, and those records."""
 
 
 @dataclass(frozen=True)
@@ -180,16 +182,21 @@ def page(price: float) -> str:
         for cost in found:
             disk = "" if cost.disk is None else _bytes(cost.disk)
             lines.append(f"| {cost.work} | {_two(cost.hours)} | {disk} | {_two(cost.hours * price)} | {cost.source} |")
-    trained = record("attn_clustering", "attn-clustering-cuda").values()
-    first = [row["first_step_s"] for row in trained if "first_step_s" in row]
+    first = " and ".join(f"{first_steps(package, name)} in {package}" for package, name in COMPILED.items())
     lines += [
         "",
         f"Kaggle's {KAGGLE_EVENTS:,} events take {_bytes(KAGGLE_BYTES)} as published files, which is also what a "
         "simulation of as many is counted at; `iceaggr plan` adds memory and the time of building the store on your "
-        "machine. Left out are evaluation, analysis and reports, and compiling: in the records a language model's "
-        f"first step came after {min(first):.0f} to {max(first):.0f} s, once for each shape in a process.",
+        "machine. Left out are evaluation, analysis and reports, and compiling: in the records a training's first step "
+        f"came after {first}, once for each shape in a process; the records of the other two do not say.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def first_steps(package: str, name: str) -> str:
+    """When the first step of a training was done, over the rows of a record that say so: "5 to 14 s"."""
+    seconds = [row["first_step_s"] for row in record(package, name).values() if "first_step_s" in row]
+    return f"{min(seconds):.0f} to {max(seconds):.0f} s"
 
 
 def _two(value: float) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 SEEDS = (7, 42, 1337)
 MIRROR, DROPOUT, BLOCKS = " --data.mirror", " --model.dropout 0.1", " --data.split interleaved"
 PLAIN = " --model.values plain"
+DENSITY = "rh_memory.density"
 FEW_ZEROS = (
     (40_000, "", ""), (40_000, "-mirror", MIRROR), (40_000, "-dropout", DROPOUT), (40_000, "-interleaved", BLOCKS),
     (40_000, "-interleaved-mirror", BLOCKS + MIRROR), (40_000, "-plain", PLAIN),
@@ -66,19 +67,15 @@ def sweep(
     *,
     steps: int | None = None,
     diagnose: bool = False,
-    extra: str = "",
     data: str = "zeta",
-    seeds: tuple[int, ...] = SEEDS,
-    gpus: float = 1.0,
     feeds: str = "rh_memory.scores",
-    name: str = "",
 ) -> Entry:
     """Seeds of an rh_memory preset, collected as `rh-memory sweep` names them."""
     run = preset + ("" if data == "zeta" else f"-{data}") + ("" if steps is None else f"-{steps}steps")
-    options = (f" --source {data}" if data != "zeta" else "") + (f" --steps {steps}" if steps else "") + extra
+    options = (f" --source {data}" if data != "zeta" else "") + (f" --steps {steps}" if steps else "")
     command = f"rh-memory sweep {preset} --seeds {{seed}}{options} --out {{out}} --collect {{parent}}"
     command += " --diagnose" if diagnose else ""
-    return Entry(name or f"rh-{run}", feeds, f"{RH}/runs/{run}-seed{{seed}}", (command,), seconds, source, gpus, seeds)
+    return Entry(f"rh-{run}", feeds, f"{RH}/runs/{run}-seed{{seed}}", (command,), seconds, source, 1.0, SEEDS)
 
 
 def trained(
@@ -230,6 +227,10 @@ ENTRIES = (
     *(control(f"frequencies-{x}", f"--model.frequencies {x}", 160) for x in ("composite", "random", "shuffled")),
     control("frequencies-even", "--model.frequencies even", 132),
     *(control(f"frequencies-even-to-{x}", f"--model.frequencies even --model.frequency-top {x}", 139) for x in (8, 12)),
+    *(control(f"frequencies-even-of-{n}", f"--model.frequencies even --model.frequency-count {n}", 800, DENSITY)
+      for n in (1, 2, 8, 16)),
+    control("frequencies-even-to-2.57-of-16", "--model.frequencies even --model.frequency-top 2.57 "
+            "--model.frequency-count 16", 840, DENSITY),
     *(control(f"frequencies-random{x}", f"--model.frequencies random --model.frequency-seed {x}", 140) for x in (1, 2)),
     control("height-frozen", "--model.height frozen", 168),
     control("plain-values", "--model.values plain", 153),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from evidence import iceaggr_oracle
 from evidence.drawing import Drawing
-from evidence.record import ROOT, Claim, bare, markdown, read, verdict
+from evidence.record import ROOT, Claim, markdown, read, verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,6 +26,7 @@ FIRST_STATED = {
 """The original's table, degrees: real events, of which it had trained on those it scored."""
 LONGER = f"{RESULTS}/small-h200-seed0"
 """The model of the row v2-linear-K16, trained for longer."""
+SEEDS_HOLM = "Holm over seeds"
 ASKED_EVENTS, ASKED_EPOCHS, ASKED_HELD_OUT, ASKED_SEEDS = 10_000_000, 10, 200_000, 3
 
 
@@ -70,27 +71,49 @@ def rows(study: str) -> str:
 
 def comparisons(study: str) -> str:
     """The paired comparisons of a study."""
-    record = read(path_of(study))
+    record, p_of = read(path_of(study)), corrected(study)
     body = [
         [
             row["question"], f"{row['difference']:+.2f}", range_text(row, "events"), range_text(row, "seeds"),
-            f"{row['p']:.4f}", f"{row['p_holm']:.4f}", row["finding"],
+            f"{row['p']:.4f}", f"{row['p_holm']:.4f}", p_text(p_of[row["treated"], row["control"]]), row["finding"],
         ]
         for row in record["contrasts"]
     ]  # fmt: skip
-    header = [f"difference, degrees ({record['label']})", "mean", "over events", "over seeds", "p", "Holm", "error is"]
-    return markdown(header, body, "lrrrrrl")
+    header = [f"difference, degrees ({record['label']})", "mean", "over events", "over seeds", "p", "Holm", SEEDS_HOLM]
+    return markdown([*header, "error is"], body, "lrrrrrrl")
+
+
+def corrected(study: str) -> dict[tuple[str, str], float | None]:
+    """(treated, control) -> Holm's p of the t-test over seeds, which no verdict of the study needs."""
+    from iceaggr.ablation_stats import holm_over_seeds
+
+    record = read(path_of(study))
+    pairs = [(row["treated"], row["control"]) for row in record["contrasts"]]
+    return dict(zip(pairs, holm_over_seeds(record), strict=True))
+
+
+def p_text(p: float | None) -> str:
+    return "" if p is None else f"{p:.4f}"
 
 
 def findings() -> str:
     """The original's five findings at this budget."""
-    body = [[v["claim"], f"**{v['status']}**", v["measured"]] for v in read(path_of(SEED_TABLE))["verdicts"]]
-    return markdown(["finding as first stated", "at this budget", "measured"], body)
+    p_of = {f"{a} minus {b} ": p_text(p) for (a, b), p in corrected(SEED_TABLE).items()}
+    body = [
+        [
+            v["claim"],
+            f"**{v['status']}**",
+            v["measured"],
+            "; ".join(p_of[pair] for pair in sorted(p_of, key=v["measured"].find) if pair in v["measured"]),
+        ]
+        for v in read(path_of(SEED_TABLE))["verdicts"]
+    ]
+    return markdown(["finding as first stated", "at this budget", "measured", SEEDS_HOLM], body, "lllr")
 
 
 def claims() -> list[Claim]:
-    """Every comparison, when the runs left the plateau, and the original's findings."""
-    found = [claim for study in studies() for claim in (*_comparisons(study), _plateau(study))]
+    """Every comparison, and the original's findings."""
+    found = [claim for study in studies() for claim in _comparisons(study)]
     if SEED_TABLE in studies():
         found += [*_budget(), *_findings()]
     return found
@@ -100,7 +123,12 @@ def path_of(study: str) -> str:
     return f"{RESULTS}/{study}/results.json"
 
 
-def _curves(study: str) -> str:
+def seed_means(study: str, variant: str) -> list[float]:
+    """Mean opening angles of a variant, degrees, by seed."""
+    return next(row["seed_means"] for row in read(path_of(study))["rows"] if row["name"] == variant)
+
+
+def curves_of(study: str) -> str:
     return f"{RESULTS}/{study}/curves.json"
 
 
@@ -128,51 +156,15 @@ def _comparisons(study: str) -> list[Claim]:
             [row["difference"]],
             row["finding"],
             interval=(row["seeds_low"], row["seeds_high"]),
-            test=f"paired sign-flip over events, Holm p = {row['p_holm']:.4f}; Student's t over seeds",
+            test=f"paired sign-flip over events, Holm p = {row['p_holm']:.4f}; Student's t over seeds, uncorrected",
         )
         for i, row in enumerate(record["contrasts"])
     ]
 
 
-def _plateau(study: str) -> Claim:
-    """How many runs were still on the plateau, and whether those that left it late ended worse."""
-    from iceaggr.ablation_curves import PLATEAU_DEG, left_plateau, still_on_plateau
-
-    record, curves = read(path_of(study)), read(_curves(study))
-    half, end = (sum(still_on_plateau(run, share) for run in curves) for share in (0.5, 1.0))
-    ends = {
-        (row["name"], seed): mean
-        for row in record["rows"]
-        for seed, mean in zip(record["budget"]["seeds"], row["seed_means"], strict=True)
-    }
-    left = [left_plateau(run) or float("inf") for run in curves]
-    correlation = spearman(left, [ends[run["variant"], run["seed"]] for run in curves])
-    return study_claim(
-        study,
-        "plateau",
-        f"{half} of the {len(curves)} trainings had not fallen below {PLATEAU_DEG:g} degrees of training angle by half "
-        f"of their events, {end} not by the end; Spearman's correlation over the runs between when they did and their "
-        f"final error is {bare(correlation, 2)} ({record['label']}).",
-        "runs on the plateau at half and at the end; rank correlation of leaving it with the final error",
-        [half, end, correlation],
-        "measured",
-        raw=[path_of(study), _curves(study)],
-    )
-
-
-def spearman(x: list[float], y: list[float]) -> float:
-    """Correlation of the ranks, ties at their mean: that of the package, with everything in one event."""
-    import torch
-    from iceaggr.analysis.ranks import ranks_within, spearman_within
-
-    event_R = torch.zeros(len(x), dtype=torch.int64)
-    ranks_R2 = ranks_within(torch.tensor([x, y], dtype=torch.float64).T, event_R)
-    return spearman_within(ranks_R2[:, :1], ranks_R2[:, 1:], event_R, 1).item()
-
-
 def _budget() -> list[Claim]:
     """What was asked of the table's budget, and how short it is."""
-    record, curves = read(path_of(SEED_TABLE)), read(_curves(SEED_TABLE))
+    record, curves = read(path_of(SEED_TABLE)), read(curves_of(SEED_TABLE))
     budget, label = record["budget"], record["label"]
     seen, asked = budget["events"] * budget["epochs"], ASKED_EVENTS * ASKED_EPOCHS
     times = "once" if budget["epochs"] == 1 else f"{budget['epochs']:g} times"
@@ -220,7 +212,7 @@ def _budget() -> list[Claim]:
             "mean opening angle, degrees",
             by_name[name]["seed_means"],
             "measured",
-            raw=[path_of(SEED_TABLE), _curves(SEED_TABLE)],
+            raw=[path_of(SEED_TABLE), curves_of(SEED_TABLE)],
         ),
     ]
 
@@ -244,7 +236,7 @@ def _leaving(study: str) -> dict[str, str]:
     """Variant -> when its seeds left the plateau."""
     from iceaggr.ablation_curves import by_variant, leaving_text
 
-    return {name: leaving_text(runs) for name, runs in by_variant(read(_curves(study))).items()}
+    return {name: leaving_text(runs) for name, runs in by_variant(read(curves_of(study))).items()}
 
 
 def range_text(row: Mapping[str, Any], over: str) -> str:
@@ -265,7 +257,7 @@ def _forest(study: str) -> Figure:
 def _angles(study: str) -> Figure:
     from iceaggr.ablation_curves import curves_figure
 
-    return curves_figure(read(_curves(study)), read(path_of(study))["label"])
+    return curves_figure(read(curves_of(study)), read(path_of(study))["label"])
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -278,6 +270,10 @@ DRAWINGS = [
     for study in studies()
     for drawing in (
         Drawing(f"{RESULTS}/{study}/errors.png", [path_of(study)], lambda study=study: _forest(study)),  # type: ignore[misc]
-        Drawing(f"{RESULTS}/{study}/curves.png", [_curves(study), path_of(study)], lambda study=study: _angles(study)),  # type: ignore[misc]
+        Drawing(
+            f"{RESULTS}/{study}/curves.png",
+            [curves_of(study), path_of(study)],
+            lambda study=study: _angles(study),  # type: ignore[misc]
+        ),
     )
 ]

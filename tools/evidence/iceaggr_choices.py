@@ -7,13 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from evidence.iceaggr_ablations import RESULTS, SEED_TABLE, path_of, studies, study_claim
+from evidence.iceaggr_ablations import (
+    RESULTS,
+    SEED_TABLE,
+    SEEDS_HOLM,
+    p_text,
+    path_of,
+    seed_means,
+    studies,
+    study_claim,
+)
 from evidence.record import Claim, markdown, read
-
-if TYPE_CHECKING:
-    from lab_shared.stats import Summary
 
 CHOICES = "ablate-choices"
 CURVES = f"{RESULTS}/{CHOICES}/curves.json"
@@ -34,12 +40,13 @@ def verdicts() -> str:
             f"{row['seeds'][0]:.2f} to {row['seeds'][1]:.2f}",
             " / ".join(f"{x:+.2f}" for x in row["by_seed"]),
             f"{row['p_holm']:.4f}",
+            p_text(row["p_seeds"]),
             f"**{row['verdict']}**",
         ]
         for row in judged(record)
     ]
     header = ["default", "instead", f"default less other, degrees ({record['label']})", "over seeds", "by seed", "Holm"]
-    return markdown([*header, "the default is"], body, "llrrrrl")
+    return markdown([*header, SEEDS_HOLM, "the default is"], body, "llrrrrrl")
 
 
 def claims() -> list[Claim]:
@@ -49,10 +56,12 @@ def claims() -> list[Claim]:
 
 def judged(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The comparisons of the study from the package's side: {"default", "other", "flags", "difference", "seeds",
-    "by_seed", "p_holm", "verdict"}; flags turn the default into the other."""
+    "by_seed", "p_holm", "p_seeds", "verdict"}; flags turn the default into the other, p_seeds is Holm's over seeds."""
+    from iceaggr.ablation_stats import holm_over_seeds
+
     means = {row["name"]: row["seed_means"] for row in record["rows"]}
     found = []
-    for row in record["contrasts"]:
+    for row, p_seeds in zip(record["contrasts"], holm_over_seeds(dict(record)), strict=True):
         default, other, flags = sides(row["treated"], row["control"])
         turned = default == row["control"]
         difference, low, high = row["difference"], row["seeds_low"], row["seeds_high"]
@@ -65,6 +74,7 @@ def judged(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             "seeds": (-high, -low) if turned else (low, high),
             "by_seed": [a - b for a, b in zip(means[default], means[other], strict=True)],
             "p_holm": row["p_holm"],
+            "p_seeds": p_seeds,
             "verdict": WORDS[finding],
         })  # fmt: skip
     return found
@@ -102,7 +112,7 @@ def _verdicts() -> Claim:
         "comparisons in which the default is better, worse, not shown to differ",
         list(count.values()),
         "measured",
-        test="Holm's p below 0.05 and both intervals on one side of 0",
+        test="Holm's p over events below 0.05 and both intervals on one side of 0, that over seeds uncorrected",
     )
 
 
@@ -110,7 +120,7 @@ def _again() -> Claim:
     """How far the same model, seed and budget end apart in two studies."""
     said, values = [], []
     for name, before in TRAINED_BEFORE.items():
-        moved = [a - b for a, b in zip(_seed_means(CHOICES, name), _seed_means(SEED_TABLE, before), strict=True)]
+        moved = [a - b for a, b in zip(seed_means(CHOICES, name), seed_means(SEED_TABLE, before), strict=True)]
         said.append(f"{name} less {before} {' / '.join(f'{x:+.2f}' for x in moved)}")
         values += moved
     return study_claim(
@@ -127,9 +137,11 @@ def _again() -> Claim:
 
 def _zeros_against_both() -> Claim:
     """Zeros against the original's table's trainings of the same control."""
+    from iceaggr.ablation_stats import over_seeds
+
     before, label = TRAINED_BEFORE["base"], read(path_of(CHOICES))["label"]
-    pairs = zip(_seed_means(CHOICES, "zero-padding"), _seed_means(SEED_TABLE, before), strict=True)
-    found = _over_seeds([a - b for a, b in pairs])
+    pairs = zip(seed_means(CHOICES, "zero-padding"), seed_means(SEED_TABLE, before), strict=True)
+    found = over_seeds([a - b for a, b in pairs])
     return study_claim(
         CHOICES,
         "zeros",
@@ -189,16 +201,6 @@ def _mean_angle(run: Mapping[str, Any], begin: float, end: float) -> float:
 
 def _runs(variant: str) -> list[Mapping[str, Any]]:
     return [run for run in read(CURVES) if run["variant"] == variant]
-
-
-def _seed_means(study: str, variant: str) -> list[float]:
-    return next(row["seed_means"] for row in read(path_of(study))["rows"] if row["name"] == variant)
-
-
-def _over_seeds(values: list[float]) -> Summary:
-    from iceaggr.ablation_stats import over_seeds
-
-    return over_seeds(values)
 
 
 TABLES = {"iceaggr.ablate-choices-verdicts": verdicts} if CHOICES in studies() else {}

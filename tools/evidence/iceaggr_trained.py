@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from evidence import iceaggr_oracle
 from evidence.record import Claim, columns, interval, markdown, read
 
 if TYPE_CHECKING:
@@ -16,6 +17,12 @@ RUNS = {
     "v2 with aggregates": f"{RESULTS}/analysis-aggregates-2M-h200-seed0",
 }
 V2, BEST = RUNS
+YARDSTICKS = {
+    "random": "random direction",
+    "linefit_hlc": "line fit, HLC pulses",
+    "linefit": "line fit, HLC within 1.5 us (best)",
+}
+"""What an evaluation scores beside the model."""
 _GROUPS = {
     "all": ("type", None),
     "track": ("type", "track"),
@@ -90,15 +97,24 @@ def _answers(found: Mapping[str, Any]) -> dict[str, str]:
 
 
 def resolution() -> str:
-    """Mean and median error of both models by type of event and by containment."""
+    """Mean and median error of both models by type of event and by containment, with what needs no model.
+
+    Line fits are of each model's held-out events, the oracle is of others.
+    """
     tables = {name: columns(f"{folder}/resolution.csv") for name, folder in RUNS.items()}
     body = []
     for text, (quantity, value) in _GROUPS.items():
         cells = []
         for name in RUNS:
             row = _overall(name) if text == "all" else _row(tables[name], quantity, value)
-            cells += [f"{row['events']:,.0f}", interval(row["mean"], 1), interval(row["median"], 1)]
+            cells += _cells(row)
         body.append([text, *cells])
+    for key, text in YARDSTICKS.items():
+        body.append([f"{text}, all", *(cell for name in RUNS for cell in _cells(_overall(name, key)))])
+    for group in ("all", "track", "cascade"):
+        row = read(iceaggr_oracle.ORACLE)[group]
+        cells = _cells({"events": row["n"], "mean": row["mean_deg"], "median": row["median_deg"]})
+        body.append([f"oracle, other events, {group}", *cells * len(RUNS)])
     header = [
         f"opening angle, degrees ({label()})",
         *(f"{name}: {x}" for name in RUNS for x in ("events", "mean", "median")),
@@ -106,9 +122,13 @@ def resolution() -> str:
     return markdown(header, body, "lrrrrrr")
 
 
-def _overall(name: str) -> dict[str, Any]:
-    model = read(f"{RUNS[name]}/evaluation.json")["predictors"]["model"]
-    return {"events": model["n"], "mean": model["mean_deg"], "median": model["median_deg"]}
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    return [f"{row['events']:,.0f}", interval(row["mean"], 1), interval(row["median"], 1)]
+
+
+def _overall(name: str, predictor: str = "model") -> dict[str, Any]:
+    found = read(f"{RUNS[name]}/evaluation.json")["predictors"][predictor]
+    return {"events": found["n"], "mean": found["mean_deg"], "median": found["median_deg"]}
 
 
 def _row(table: Mapping[str, np.ndarray], quantity: str, value: Any) -> dict[str, Any]:

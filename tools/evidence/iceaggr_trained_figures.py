@@ -54,15 +54,16 @@ def _draw_coverage() -> Figure:
         for ax, (name, folder) in zip(panels, RUNS.items(), strict=True):
             record = read(f"{folder}/calibration.json")
             ax.axhline(0, color=GREY, linestyle=":")
-            for step, text, colour in (
-                ("raw", "raw kappa", RED),
-                ("calibrated", "kappa / temperature", PURPLE),
-                ("levels", "and nominal levels", BLUE),
+            for step, text, colour, marker in (
+                ("raw", "raw kappa", RED, "o"),
+                ("calibrated", "kappa / temperature", PURPLE, "s"),
+                ("levels", "and nominal levels", BLUE, "^"),
             ):
                 rows = record[step]["coverage"]
                 level = [row["level"] for row in rows]
                 low, high = ([row[end] - row["level"] for row in rows] for end in ("low", "high"))
-                ax.plot(level, [row["share"] - row["level"] for row in rows], color=colour, marker=".", label=text)
+                less = [row["share"] - row["level"] for row in rows]
+                ax.plot(level, less, color=colour, marker=marker, markersize=3.5, label=text)
                 ax.fill_between(level, low, high, color=colour, alpha=0.25, linewidth=0)
             ax.set(title=name, xlabel="probability of the region", xlim=(0, 1))
         panels[0].set_ylabel("share inside − probability")
@@ -88,8 +89,8 @@ def _draw_importance() -> Figure:
         ax.set_yticks(range(len(groups)), groups)
         ax.invert_yaxis()
         ax.grid(axis="y", visible=False)
-        ax.set(xlabel=f"increase of the mean opening angle when shuffled (°), {label()}")
-        ax.legend(loc="lower right")
+        ax.set(xlabel="increase of the mean opening angle when shuffled (°)", title=label())
+        ax.legend(loc="center right")
     return fig
 
 

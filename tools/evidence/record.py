@@ -135,10 +135,15 @@ def markdown(header: Row, body: Sequence[Row], align: str = "") -> str:
     )
 
 
-def bare(x: float, digits: int, sign: bool = False) -> str:
+def slug(text: str) -> str:
+    """Its letters and digits in small letters, anything else a hyphen: for a claim's file name."""
+    return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+
+
+def bare(x: float, digits: int) -> str:
     """A number without the zero in front of its point: .505, -1.03."""
-    text = f"{x:+.{digits}f}" if sign else f"{x:.{digits}f}"
-    return text.replace("0.", ".", 1) if text.lstrip("+-").startswith("0.") else text
+    text = f"{x:.{digits}f}"
+    return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
 
 
 def interval(x: Mapping[str, Any], digits: int, *, short: bool = False) -> str:

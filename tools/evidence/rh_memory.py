@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from evidence import rh_memory_slots, rh_training, speeds
+from evidence import rh_calibration, rh_frequencies, rh_memory_slots, rh_training, speeds
 from evidence.drawing import Drawing
 from evidence.record import bare, columns, interval, markdown, read, verdict
 from evidence.rh_memory_slots import judgement
-from evidence.rh_runs import RESULTS, judged
+from evidence.rh_runs import RESULTS, judged, runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,25 +38,46 @@ def _baselines() -> dict[str, Any]:
     return {row["name"]: row for row in judged()["baselines"] if row["on"] == zeta}
 
 
-def _mean(row: Mapping[str, Any], metric: str = "nll_last") -> str:
+def _mean(row: Mapping[str, Any], metric: str = "nll_last", digits: int = 3) -> str:
     summary = row[metric]
-    return interval({"value": summary["mean"], "low": summary["low"], "high": summary["high"]}, 3, short=True)
+    return interval({"value": summary["mean"], "low": summary["low"], "high": summary["high"]}, digits, short=True)
 
 
 def scores() -> str:
-    """Every experiment over its seeds, with what it has to reach, below the predictors without a network."""
+    """Every experiment over its seeds, below the predictors without a network."""
     known = _baselines()
-    body = []
-    for name, limit in _BASELINES.items():
-        asked = ("", "") if limit is None else (f"nll_last <= {limit}", _met(known[name]["value"], limit))
-        body.append([f"*{name}*", "", interval(known[name], 3, short=True), "", "", *asked])
-    words = {None: "", True: "met", False: "**NOT met**"}
+    windows = {run.experiment: f"{run.evaluation['windows']:,}" for run in runs() if run.evaluation is not None}
+    without = f"{read(f'{SMALL}/evaluation.json')['windows']:,}"
+    body = [[f"*{name}*", "", without, interval(known[name], 3, short=True), "", ""] for name in _BASELINES]
     for row in judged()["experiments"]:
         by_seed = ", ".join(bare(x, 3) for x in row["by_seed"].values())
         sd = "" if row["nll_last"]["sd"] is None else bare(row["nll_last"]["sd"], 3)
         seeds = ", ".join(map(str, row["seeds"]))
-        body.append([row["experiment"], seeds, _mean(row), sd, by_seed, row["target"] or "", words[row["met"]]])
-    return markdown(["predictor", "seeds", "nll_last", "sd", "by seed", "required", ""], body, "llrrlll")
+        body.append([row["experiment"], seeds, windows[row["experiment"]], _mean(row), sd, by_seed])
+    return markdown(["predictor", "seeds", "windows", "nll_last", "sd", "by seed"], body, "llrrrl")
+
+
+def requirements() -> str:
+    """What scores and times of training have to reach, beside what they do."""
+    from rh_memory.targets import met, time_met, time_taken
+
+    known = _baselines()
+    body = [
+        [f"*{name}*", f"nll_last <= {limit}", interval(known[name], 3, short=True), _met(known[name]["value"], limit)]
+        + ["", "", ""]
+        for name, limit in _BASELINES.items()
+        if limit is not None
+    ]
+    for row in judged()["experiments"]:
+        if row["target"]:
+            time = [row["target_time"], time_taken(row), _bold(time_met(row))] if row["target_time"] else ["", "", ""]
+            measured = _mean(row, row["target_metric"], 3 if "<=" in row["target"] else 4)  # ranges are narrow
+            body.append([row["experiment"], row["target"], measured, _bold(met(row)), *time])
+    return markdown(["predictor", "required", "mean over seeds", "", "within", "training took", ""], body, "llrllrl")
+
+
+def _bold(word: str) -> str:
+    return word.replace("NOT met", "**NOT met**")
 
 
 def headline() -> str:
@@ -69,11 +90,15 @@ def headline() -> str:
     }
     body = [[text, "", interval(known[name], 3, short=True)] for name, text in names.items()]
     rows = {row["experiment"]: row for row in judged()["experiments"]}
-    named = {"e0-rope": "transformer, rotary positions", "explicit": "the same with explicit-formula attention"}
+    steps = {run.experiment: run.config.steps for run in runs()}
+    named = {
+        "e0-rope": "transformer, rotary positions, {:,} steps",
+        "explicit": "transformer with explicit-formula attention, told the heights, {:,} steps",
+    }
     for name, text in named.items():
         if name in rows:
-            shown = _mean(rows[name])
-            body.append([text, str(len(rows[name]["seeds"])), f"**{shown}**" if name == "explicit" else shown])
+            shown, what = _mean(rows[name]), text.format(steps[name])
+            body.append([what, str(len(rows[name]["seeds"])), f"**{shown}**" if name == "explicit" else shown])
     return markdown(["nats per unfolded spacing, lower is better", "seeds", "nll_last"], body, "lrr")
 
 
@@ -92,7 +117,7 @@ def primes() -> str:
     learned, law, variance = found["learned"], found["law"], found["number_variance_near_20"]
     share = f"{100 * learned['power_predicted']:.1f} %"
     near = interval({"value": variance["variance"], **{k: variance[k] for k in ("low", "high")}}, 4, short=True)
-    theory = f"with primes (Berry) {bare(variance['primes'], 4)}, GUE {bare(variance['GUE'], 4)}"
+    theory = f"with primes {bare(variance['primes'], 4)}, GUE {bare(variance['GUE'], 4)}"
     first = "explicit formula, first order"
     amplitude = f"amplitude of the lines A sin(log p / 2D) / p^b, {law['zeros']['lines']} primes: A ({first}: 2/pi)"
     body = [
@@ -140,8 +165,7 @@ def timed_zeros() -> list[tuple[str, dict[str, Any], float]]:
 
 
 def _met(measured: float, limit: float) -> str:
-    word = verdict(measured, limit, at_most=True)
-    return word if word == "met" else f"**{word}**"
+    return _bold(verdict(measured, limit, at_most=True))
 
 
 def speed() -> str:
@@ -165,14 +189,17 @@ def number_variance() -> Figure:
     from rh_memory import figures
 
     labels = {"xlabel": "interval L (mean gaps)", "ylabel": "number variance"}
-    theory = {"GUE": "GUE", "primes": "with primes (Berry)"}
+    theory = {"GUE": "GUE", "primes": "with primes"}
     return figures.measured(columns(f"{SMALL}/number_variance.csv"), "L", "variance", theory, labels)
 
 
 TABLES = {
     **rh_memory_slots.TABLES,
     **rh_training.TABLES,
+    **rh_frequencies.TABLES,
+    **rh_calibration.TABLES,
     "rh_memory.scores": scores,
+    "rh_memory.requirements": requirements,
     "rh_memory.headline": headline,
     "rh_memory.controls": controls,
     "rh_memory.primes": primes,

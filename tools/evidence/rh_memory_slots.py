@@ -13,6 +13,7 @@ from evidence.rh_runs import folders, judged, runs, validations
 SLOTTED = ("e2-rope", "e3, steps=3000", "e4, steps=3000", "e5, steps=3000")
 TRAINED_ON_ALL = ("e0-rope", "e1-rope", "e2-rope")
 """Those that predict after every spacing; the others after every sixteenth."""
+WITHOUT_POSTFIX = ("e0", *TRAINED_ON_ALL)
 STEP, NONE, PREFIX = 3000, "e0-rope", "e2-rope"
 """Where postfix memory ended, and what it is held against: no memory, and strong prefix memory."""
 
@@ -139,14 +140,15 @@ def claims() -> list[Claim]:
                     test="Student's t over seeds, 95 %",
                 )
             )
-    finished = [run for run in runs() if run.experiment in TRAINED_ON_ALL and run.evaluation is not None]
+    finished = [run for run in runs() if run.experiment in WITHOUT_POSTFIX and run.evaluation is not None]
     above = [run.evaluation["nll_all"]["value"] - run.last_validation["nll"] for run in finished]
     paths = [known[run.experiment, run.seed] for run in finished]
     found.append(
         Claim(
             "rh_memory/tail-above-validation",
-            f"In the {len(finished)} finished runs of {', '.join(TRAINED_ON_ALL)}, nll_all is {bare(min(above), 2)} to "
-            f"{bare(max(above), 2)} nats higher on the whole tail than at the last validation.",
+            f"In the {len(finished)} finished runs of {', '.join(WITHOUT_POSTFIX)}, nll_all is "
+            f"{bare(min(above), 2)} to {bare(max(above), 2)} nats higher on the whole tail than at the last "
+            "validation.",
             "nll_all on the tail less that of the last validation, nats",
             above,
             "measured",
@@ -155,7 +157,32 @@ def claims() -> list[Claim]:
             test="range over runs",
         )
     )
-    return found
+    return [*found, _e5_less_e4()]
+
+
+def _e5_less_e4() -> Claim:
+    e5, e4 = ({run.seed: run for run in runs() if run.experiment == f"{name}, steps={STEP}"} for name in ("e5", "e4"))
+    seeds = sorted(e5.keys() & e4.keys())
+    values = [_scored(e5[seed]) - _scored(e4[seed]) for seed in seeds]
+    less = seeds_table([{"seed": seed, "value": x} for seed, x in zip(seeds, values, strict=True)]).summary["value"]
+    assert less.low is not None, "there are enough seeds for an interval"
+    assert less.high is not None
+    shown = interval({"value": less.mean, "low": less.low, "high": less.high}, 3, short=True)
+    return Claim(
+        "rh_memory/e5-less-e4",
+        f"On the tail nll_last of e5 less that of e4 is {shown} nats after {STEP:,} steps ({len(seeds)} seeds).",
+        "difference of nll_last on the tail, nats",
+        values,
+        "measured",
+        [f"{folders()[run.experiment, run.seed]}/evaluation.json" for by in (e5, e4) for run in by.values()],
+        seeds=seeds,
+        interval=(less.low, less.high),
+        test="Student's t over seeds, 95 %",
+    )
+
+
+def _scored(run: Any) -> float:
+    return float(run.evaluation["nll_last"]["value"])
 
 
 TABLES = {

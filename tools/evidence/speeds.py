@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evidence.record import Claim, markdown, read, verdict
+from evidence.record import Claim, markdown, read, slug, verdict
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,9 @@ def table(records: Mapping[str, str], names: Mapping[str, str] | None = None) ->
                 met,
             ]
         )
-    return markdown(
-        ["median [quartiles]", "unit", "required", *records, ""], body, "llrr".ljust(3 + len(records), "r") + "l"
-    )
+    spread = any(speed.quartiles for found in read_in.values() for speed in found.values())
+    header = ["median [quartiles]" if spread else "median", "unit", "required", *records, ""]
+    return markdown(header, body, "llrr".ljust(3 + len(records), "r") + "l")
 
 
 def claims(part: str, path: str, where: str, label: str) -> list[Claim]:
@@ -157,5 +157,4 @@ def requirements(part: str, path: str, where: str) -> tuple[str, list[Claim]]:
 
 def _slug(text: str) -> str:
     """For a file name: a record's last part, a row's name."""
-    text = text.rsplit("/", 1)[-1].removesuffix(".json").lower()
-    return "-".join("".join(c if c.isalnum() else " " for c in text).split())
+    return slug(text.rsplit("/", 1)[-1].removesuffix(".json"))

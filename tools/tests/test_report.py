@@ -9,10 +9,10 @@ import zlib
 
 import pytest
 import report
-from evidence import iceaggr_choices, iceaggr_v3
+from evidence import iceaggr_ablations, iceaggr_caveats, iceaggr_choices, iceaggr_v3
 from evidence.documents import DocumentError, fill, numbers, unrecorded
 from evidence.drawing import Drawing, digest_in, with_digest
-from evidence.iceaggr_ablations import spearman
+from evidence.iceaggr_caveats import spearman
 from evidence.record import ROOT, Claim, bare, commits, markdown
 from hypothesis import given
 from hypothesis import strategies as st
@@ -152,6 +152,41 @@ def test_rank_correlation_takes_ties_and_what_never_came():
     assert spearman([1, 2, never], [10, 20, 90]) == pytest.approx(1)
     assert spearman([1, 2, 3], [9, 8, 1]) == pytest.approx(-1)
     assert spearman([1, 1, never, never], [5, 6, 7, 8]) == pytest.approx(4 / 20**0.5)
+
+
+def test_the_correlation_is_said_without_those_that_never_left_the_plateau(monkeypatch):
+    """Four runs: three that left it in the order opposite to their errors, and one that never did and is the worst."""
+    angles, means = ([80, 80], [90, 80], [90, 90, 80], [90, 90, 90]), [30.0, 20.0, 10.0, 90.0]
+    curves = [
+        {"variant": "v", "seed": seed, "events": [10 * i for i in range(1, len(a) + 1)], "angle_deg": a}
+        for seed, a in enumerate(angles)
+    ]
+    record = {"label": "x", "budget": {"seeds": [0, 1, 2, 3]}, "rows": [{"name": "v", "seed_means": means}]}
+    for module in (iceaggr_caveats, iceaggr_ablations):
+        monkeypatch.setattr(module, "read", lambda path: curves if path.endswith("curves.json") else record)
+    claim = iceaggr_caveats._plateau("ablate-seed-table")
+    assert claim.values[2:] == [pytest.approx(0.2), pytest.approx(-1)]
+    assert "is .20, -1.00 over the 3 that did" in claim.sentence
+
+
+def test_a_study_says_which_verdicts_correction_over_seeds_would_not_leave(monkeypatch):
+    rows = {"base": [60.0, 61, 62], "clear": [50.0, 51.001, 52], "narrow": [58.0, 60.6, 59.7], "even": [60.1, 60.9, 62]}
+    findings = {"clear": "lower", "narrow": "lower", "even": "not shown"}
+    record = {
+        "label": "x",
+        "budget": {"seeds": [0, 1, 2]},
+        "rows": [{"name": name, "seed_means": means} for name, means in rows.items()],
+        "contrasts": [
+            {"treated": name, "control": "base", "question": f"is it {name}?", "finding": said}
+            for name, said in findings.items()
+        ],
+    }
+    for module in (iceaggr_caveats, iceaggr_ablations):
+        monkeypatch.setattr(module, "read", lambda path: record)
+    assert iceaggr_ablations.corrected("s").keys() == {(name, "base") for name in findings}
+    sentence = iceaggr_caveats._corrected("ablate-seed-table").sentence
+    assert "(Holm over 3 comparisons)" in sentence
+    assert re.search(r"with p: is it clear\? \(< \.001\); these would not: is it narrow\? \(\.\d+\) \(x\)", sentence)
 
 
 def test_only_the_parts_of_v3_are_judged_as_parts(monkeypatch):
