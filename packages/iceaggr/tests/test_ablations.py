@@ -1,20 +1,21 @@
-"""Ablation studies: what they ask, their statistics, and a whole tiny one on simulated data."""
+"""Ablation studies: what they ask, and a whole tiny one on simulated data."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 
 import numpy as np
 import pytest
-import torch
 from iceaggr.ablation_curves import by_variant, leaving_text, left_plateau, still_on_plateau
 from iceaggr.ablation_report import collect, text
-from iceaggr.ablation_runs import effective_rank, score_variant, train_variant
-from iceaggr.ablation_stats import Contrast, contrasts, paired, verdicts
+from iceaggr.ablation_runs import score_baselines, score_variant, train_variant
+from iceaggr.ablation_stats import Contrast
 from iceaggr.ablations import Budget, Study, Variant, ablate, job_name, jobs, only_variants, settled, study
 from iceaggr.cli import main
 from iceaggr.config import STUDIES, DataConfig, ModelConfig, OptimConfig, TrainConfig, with_parts
 from iceaggr.models.build import build_model
+from iceaggr.oracle import run as oracle
+from iceaggr.train import ORACLE_EVENTS
 from lab_shared.config import from_json
 from lab_shared.errors import UserError
 
@@ -28,9 +29,11 @@ DATA = DataConfig(data="somewhere")
 @pytest.mark.parametrize("name", STUDIES)
 def test_studies_ask_about_rows_they_have_with_equal_budgets(name):
     of = study(name)
+    configs = {n: settled(v, BUDGET, 1, DATA) for n, v in of.variants.items()}
     for contrast in of.contrasts:
         assert {contrast.treated, contrast.control} <= of.variants.keys()
-    configs = {n: settled(v, BUDGET, 1, DATA) for n, v in of.variants.items()}
+        same = configs[contrast.treated].data.train_events == configs[contrast.control].data.train_events
+        assert same == ("times the events" not in contrast.question), "equal budgets, or it is the question"
     assert len({config.data.val_events for config in configs.values()}) == 1
     assert len({config.epochs for config in configs.values()}) == 1
     assert len({(config.tokens_per_batch, config.seed) for config in configs.values()}) == 1
@@ -101,77 +104,6 @@ def test_dry_run_lists_and_touches_nothing(capsys, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-# --- statistics -------------------------------------------------------------------------------------
-
-
-def noise(shift, *, seeds=3, n=400, spread=0.02, key=0):
-    """(S, N) errors: a common part per event, a little noise per run, and each seed's own offset."""
-    rng = np.random.default_rng([17, key])
-    events = np.random.default_rng(9).uniform(10, 120, n)
-    return events + shift + rng.normal(0, 2, (seeds, n)) + rng.normal(0, spread, (seeds, 1))
-
-
-def test_paired_intervals_have_their_width_and_need_common_events():
-    found = paired(noise(-1, key=1), noise(0, key=2))
-    assert found["difference"] == pytest.approx(-1, abs=0.3)
-    width = found["events_high"] - found["events_low"]
-    assert width == pytest.approx(2 * 1.96 * np.sqrt(2 * 2**2 / 3 / 400), rel=0.15)
-    assert found["seeds_low"] < found["difference"] < found["seeds_high"]
-    assert found["p"] < 0.001
-    one = paired(noise(-1, seeds=1, key=1), noise(0, seeds=1, key=2))
-    assert one["seeds_low"] is None
-    with pytest.raises(UserError, match="not of the same runs"):
-        paired(noise(0), noise(0, seeds=2))
-
-
-def test_findings_need_both_kinds_of_evidence():
-    errors = {
-        "base": noise(0, key=1),
-        "better": noise(-1, key=2),
-        "worse": noise(1, key=3),
-        "same": noise(0, key=4),
-        "lucky": noise(-1, spread=3.0, key=5),
-    }
-    found = contrasts([Contrast(name, "base", name) for name in errors if name != "base"], errors)
-    assert [c["finding"] for c in found] == ["lower", "higher", "not shown", "not shown"]
-    assert found[3]["p_holm"] < 0.05, "over events alone the lucky seeds would have passed"
-    alone = {name: x[:1] for name, x in errors.items()}
-    (single,) = contrasts([Contrast("better", "base", "?")], alone)
-    assert single["finding"] == "not shown", "one seed shows nothing"
-
-
-def seed_table(shifts, *, seeds=3):
-    of = study("seed-table")
-    errors = {name: noise(shifts.get(name, 0), seeds=seeds, key=i) for i, name in enumerate(of.variants)}
-    rank = {"head_rank": 200.0, "head_rank_untrained": 230.0, "head_rank_limit": 256}
-    return {
-        "label": "simulated data",
-        "contrasts": contrasts(of.contrasts, errors),
-        "rows": [{"name": name, **rank} for name in errors],
-    }
-
-
-def test_verdicts_follow_the_numbers():
-    flat = verdicts(seed_table({}))
-    assert [v["status"] for v in flat] == ["fails", "holds", "holds", "fails", "fails"]
-    seed_was_right = verdicts(seed_table({"v1": 5, "5M-less-data": 1.2, "5M-head-128": 0.5}))
-    assert [v["status"] for v in seed_was_right] == ["holds"] * 5
-    worse = verdicts(seed_table({"v2-mlp-K16": 3, "v2-linear-K41": -3, "v2-none-K41": -3}))
-    assert [v["status"] for v in worse[1:3]] == ["fails", "fails"]
-    assert all("simulated data" in v["measured"] for v in flat)
-    assert "untrained 230" in flat[4]["measured"]
-    assert {v["status"] for v in verdicts(seed_table({"v1": 5}, seeds=1))} == {"undecided"}
-    nothing = {"label": "simulated data", "contrasts": [], "rows": []}
-    assert {v["status"] for v in verdicts(nothing)} == {"undecided"}
-
-
-def test_effective_rank_of_known_spectra():
-    assert effective_rank(torch.eye(7)) == pytest.approx(7)
-    assert effective_rank(torch.outer(torch.ones(5), torch.arange(1.0, 4))) == pytest.approx(1)
-    p = np.array([3, 1]) / 4
-    assert effective_rank(torch.diag(torch.tensor([3.0, 1.0]))) == pytest.approx(np.exp(-(p * np.log(p)).sum()))
-
-
 # --- from files to the page -------------------------------------------------------------------------
 
 
@@ -186,7 +118,7 @@ def written_runs(out, of, budget, n=400):
     for (i, name), seed in product(enumerate(of.variants), budget.seeds):
         folder = out / "runs" / job_name(name, seed)
         folder.mkdir()
-        np.savez(folder / "errors.npz", event_id=ids, error_deg=noise(0.1 * i, n=n, seeds=1, key=10 * i + seed)[0])
+        np.savez(folder / "errors.npz", event_id=ids, error_deg=rng.uniform(10, 120, n) + 0.1 * i)
         logged = [{"step": s, "split": "train", "angle_deg": 90.0 - s * i} for s in (2, 4, 8)]
         logged.append({"step": 8, "split": "val", "angle_deg": 0.0})
         (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, logged)))
@@ -223,6 +155,29 @@ def test_collected_record_and_page(tmp_path, name):
         assert kept["error_deg"].mean() == pytest.approx(saved["rows"][0]["mean_deg"], abs=0.05)
 
 
+def test_the_oracle_stands_beside_the_baselines(tmp_path, monkeypatch):
+    """Of the first events only, as many as a training's own table has."""
+    monkeypatch.setitem(ORACLE_EVENTS, "cpu", 3)
+    asked = []
+    monkeypatch.setattr(oracle, "held_out_errors", lambda _, pulses, __: asked.append(pulses) or np.array([1, 2, 60.0]))
+    data = DataConfig(data="stream", store=str(tmp_path), train_events=10, val_events=5)
+    score_baselines(tmp_path, json.loads(json.dumps(asdict(data))))
+    with np.load(tmp_path / "errors.npz") as kept:
+        shared = dict(kept)
+    assert asked[0].event_id_E.tolist() == shared["event_id"][:3].tolist()
+    np.testing.assert_array_equal(shared["oracle_error_deg"], [1, 2, 60, np.nan, np.nan])
+
+    of = study("choices")
+    summaries = written_runs(tmp_path / "study", of, BUDGET)
+    file = tmp_path / "study" / "runs" / "baselines" / "errors.npz"
+    with np.load(file) as kept:
+        np.savez(file, **kept, oracle_error_deg=np.where(kept["event_id"] < 21, 9.0, np.nan))
+    result = collect(of, BUDGET, tmp_path / "study", summaries)
+    found = result["baselines"][-1]
+    assert (found["name"], found["mean_deg"], found["median_deg"]) == ("oracle, 3 of the events", 9, 9)
+    assert "oracle, 3 of the events  9.00" in result["text"]
+
+
 def test_when_a_run_left_the_plateau():
     early, late, never = (
         {"events": [1000, 2000, 4000], "angle_deg": angles} for angles in ([90, 84.9, 60], [90, 85, 84], [90, 89, 85])
@@ -239,6 +194,13 @@ def test_runs_scored_on_other_events_are_refused(tmp_path):
     odd = tmp_path / "runs" / job_name("zero-padding", 1) / "errors.npz"
     np.savez(odd, event_id=np.arange(400), error_deg=np.ones(400))
     with pytest.raises(UserError, match="zero-padding-seed1 was scored on other events"):
+        collect(of, BUDGET, tmp_path, summaries)
+    # a GPU's and a CPU's held-out events have the same ids
+    shared = tmp_path / "runs" / "baselines" / "errors.npz"
+    with np.load(shared) as kept:
+        np.savez(shared, **kept, true=np.eye(3)[kept["event_id"] % 3])
+        np.savez(odd, event_id=kept["event_id"], error_deg=np.ones(400), true=np.eye(3)[(kept["event_id"] + 1) % 3])
+    with pytest.raises(UserError, match="another kind of device"):
         collect(of, BUDGET, tmp_path, summaries)
 
 

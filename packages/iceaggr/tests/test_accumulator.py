@@ -1,5 +1,6 @@
 """Events in pieces: any order and mixture gives what the whole events give, and nothing incomplete is predicted."""
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -105,6 +106,15 @@ def test_complete_gives_the_pulses_back_and_frees_them(whole):
     assert sorted(joined.charge_P.tolist()) == sorted(whole.charge_P.tolist())
     assert accumulator.n_bytes == 0
     assert list(accumulator.complete()) == []
+
+
+def test_the_memory_of_a_batch_is_free_while_it_is_worked_on(whole):
+    """Of a bright event the copies that the generator would keep count."""
+    accumulator = EventAccumulator()
+    accumulator.add(*piece(whole, np.arange(sum(COUNTS))))
+    kept = [weakref.ref(event) for event in accumulator._complete.values()]
+    for _ in accumulator.complete():
+        assert [ref() for ref in kept] == [None] * 5
 
 
 def test_incomplete_events_are_reported_and_never_handed_out(whole):

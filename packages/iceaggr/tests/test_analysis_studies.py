@@ -116,11 +116,17 @@ def test_padding_is_empty_before_the_first_block(store, tables, awake):
     config = TrainConfig(model=UNPROJECTED)
     model = awake(config.model)
     inside = look_inside(model, store, np.arange(20), config, tables)
-    table = residuals.padded_dimensions(model, inside, "generated data").tables["by stage"]
+    study = residuals.padded_dimensions(model, inside, "generated data")
+    table = study.tables["by stage"]
+    ratio = table["DOM features"][1] / table["DOM padding"][1]
+    assert study.scalars["features / padding, block 0"] == pytest.approx(ratio)
     assert table["DOM padding"][0] == 0
     assert table["DOM features"][0] == pytest.approx(32**0.5, rel=1e-5)
     assert (table["DOM padding"][1:] > 0).all()
     assert "input projection" in residuals.padded_dimensions(awake(TINY), inside, "").reason
+    assert "starts as 1" not in residuals.padded_dimensions(model, inside, "").caption
+    plain = awake(replace(UNPROJECTED, input_norm="none"))
+    assert "one that starts as 1" in residuals.padded_dimensions(plain, inside, "").caption
 
 
 @given(st.integers(1, 12), st.floats(0.1, 10))
@@ -151,10 +157,11 @@ def test_direction_head(components):
         head.fc1.bias[3:] = 1e4
         head.fc2.weight[:2] = torch.eye(2, 16) * 5
         hidden = head.fc1(torch.randn(50, 8)).numpy()
+    hidden[:25, -1] *= -1  # on for half of the events: no dead unit
     scalars = direction_head.direction_head(head, hidden, "generated data").scalars
     of = " of component 1" if components > 1 else ""
     assert scalars["dead units"] == 3
-    assert scalars["mean activation rate"] == pytest.approx(13 / 16)
+    assert scalars["mean activation rate"] == pytest.approx(12.5 / 16)
     assert scalars[f"norm of row x{of}"] == pytest.approx(5)
     assert scalars[f"cosine of rows x and y{of}"] == 0
     assert ("norm of row w of component 2" in scalars) == (components == 2)

@@ -103,6 +103,15 @@ def test_figures_can_be_drawn(draw):
     assert to_png(draw(np.array([0.2, 0.5, 1.0])), dpi=20).startswith(b"\x89PNG")
 
 
+def test_curves_are_told_apart_without_their_colours():
+    many = figures.lines(list("ab"), {name: np.ones(2) for name in "abcd"}, "y").axes[0]
+    groups = np.repeat(["all", "cascade", "track"], 2)
+    table = {"group": groups, **dict.fromkeys(("x", "median", "median_low", "median_high"), np.ones(6))}
+    few = report.resolution_by_group(table, "x").axes[0]
+    for ax, n in ((many, 4), (few, 3)):
+        assert len({container[0].get_marker() for container in ax.containers}) == n
+
+
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("name", "absent"),
@@ -123,7 +132,7 @@ def test_analyze_writes_arrays_tables_figures_and_a_page(workshop, name, absent,
             assert (run / "analysis" / f"{study}.{suffix}").stat().st_size > 0, (study, suffix)
     page = (run / "analysis.html").read_text()
     assert page.count("Does not apply") == len(absent)
-    assert "labelled data of data" in page
+    assert "data of data" in page
     assert 'src="http' not in page
     if "head_specialisation" in absent:
         assert "HierarchicalTransformer" in out["absent"]["head_specialisation"]
@@ -151,7 +160,7 @@ def test_analyze_looks_at_unseen_events_only(workshop, capsys):
     assert out["n_events"] == 50
     config = from_json(TrainConfig, (workshop / "b" / "config.json").read_text())
     others = held_out_events(workshop / "b", config, torch.device("cpu"), data=workshop / "other", max_events=30)
-    assert (others.index_N.size, others.label) == (30, "labelled data of other")
+    assert (others.index_N.size, others.label) == (30, "data of other")
     assert others.spread(7).tolist() == [0, 4, 8, 12, 17, 21, 25]
     out = run_json(["analyze", run, "--inside", "10", "--permuted", "5", "--device", "cpu"], capsys)
     assert (out["n_events"], out["sizes"]["inside"], out["sizes"]["permuted"]) == (60, 10, 5)
@@ -197,7 +206,10 @@ def test_compare_puts_runs_side_by_side(workshop, tmp_path, capsys):
     assert 0 < paired["p"] <= 1
     assert out["analysis"]["residual_scales"]["layer 0, scale_x"] == {"a": None, "b": 1.0}
     assert "v1" in out["analysis"]["residual_scales"]["does not apply"]["a"]
-    assert "Paired difference" in (tmp_path / "c.html").read_text()
+    page = (tmp_path / "c.html").read_text()
+    assert "Paired difference" in page
+    assert ">CLS self-attention</h2>" in page, "studies have their titles"
+    assert "±: standard error over events." in page
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -120,8 +120,25 @@ def test_figure_of_an_unlabelled_event_and_its_sensors():
 
 def test_pictures_for_paper(event, tmp_path):
     assert len(event_still(event).axes) == 3, "side, top, colour bar"
+    assert event_still(event, label="simulated data").get_suptitle() == f"{event.title} · simulated data"
     path = event_png(tmp_path / "new" / "event.png", event, np.zeros((3, 3)))
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("dom", [-30, 0, 30])
+def test_arrows_end_inside_a_still(dom):
+    """Matplotlib draws no arrow whose tip is outside: near a corner too both are seen, and point as they should."""
+    true, predicted = np.array([0.6, 0.0, -0.8]), np.array([-0.6, 0.48, 0.64])
+    event = make_event([dom], [1], [1], [False], true=true, predicted=predicted)
+    for ax, (i, j) in zip(event_still(event).axes[:2], ((0, 2), (0, 1)), strict=True):
+        assert len(ax.texts) == 2
+        for arrow, direction in zip(ax.texts, (true, predicted), strict=True):
+            tip, tail = np.array(arrow.xy), np.array(arrow.xyann)
+            assert np.abs([tip, tail]).max() < 700
+            along = tip - tail
+            across = along[0] * direction[j] - along[1] * direction[i]
+            assert across == pytest.approx(0, abs=1e-9)
+            assert along @ direction[[i, j]] < 0, "the particle travels away from its source"
 
 
 def test_page_of_one_event(event, tmp_path):

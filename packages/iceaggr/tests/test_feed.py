@@ -17,6 +17,7 @@ from iceaggr.geometry import icecube86
 from iceaggr.sim import feed as feeds
 from iceaggr.sim.events import simulate_block
 from iceaggr.sim.feed import FEED_STREAM, HELD_OUT_SEED, SimulatedFeed, held_out_store
+from iceaggr.sim.rng import mix_seed
 from iceaggr.train import fit
 from lab_shared.dist import Dist
 from lab_shared.errors import UserError
@@ -149,6 +150,19 @@ def test_held_out_events_are_the_same_every_time_and_know_their_truth():
     assert (store.truth["energy"] > 100).all()
     pulses = store.gather(np.arange(30))
     assert np.array_equal(group_doms(pulses).offsets_E1.diff().numpy(), store.n_doms)
+
+
+def test_no_block_to_train_on_is_another_one_or_a_held_out_one():
+    """As far as the studies go and further, on a CPU, which looks at the lower 32 bits of a seed only."""
+
+    def seeds(seed, stream, n_blocks):
+        return [mix_seed(seed, stream, number) & 0xFFFFFFFF for number in range(n_blocks)]
+
+    held_out = set(seeds(HELD_OUT_SEED, 0, 600))  # a CPU's block has some 490 events
+    for seed in (0, 1, 2):
+        to_train_on = seeds(seed, FEED_STREAM, 5000)
+        assert len(set(to_train_on)) == 5000
+        assert held_out.isdisjoint(to_train_on)
 
 
 def test_prepare_holds_everything_out_and_asks_for_numbers(tmp_path):

@@ -126,6 +126,18 @@ def test_single_pulse_doms_skip_attention_exactly(make_pulses, tables, monkeypat
     assert seen == [attended] * 2 + [n_doms] * 2
 
 
+@pytest.mark.parametrize("counts", [[2000] * 3, [40] * 80], ids=["few singles", "nearly only singles"])
+def test_mini_batches_bound_every_row_that_t1_takes_at_once(make_pulses, tables, counts):
+    """The pulses that skip attention too: many events hold more of them than of those that attend."""
+    config, rows = replace(TINY, max_batch_size=2), []
+    model = tiny(max_batch_size=2)
+    model.t1.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    batch = build_pulse_batch(make_pulses(counts, seed=3), config, tables)
+    v_E3 = model(*pulse_inputs(batch))
+    assert max(rows) <= 2 * 512 < sum(rows) == len(batch.features_RF)
+    assert_parity(v_E3, tiny()(*pulse_inputs(build_pulse_batch(make_pulses(counts, seed=3), TINY, tables))), atol=1e-5)
+
+
 def test_events_do_not_mix_and_order_in_a_batch_does_not_matter(make_pulses, tables):
     model = tiny().eval()
     cache = EventCache.in_memory(make_pulses([30, 80, 5, 200, 1], seed=8, sensors=30))
@@ -163,6 +175,8 @@ def test_every_parameter_has_one_kind_of_optimizer():
         ({"layers": 0}, "model.layers is 0"),
         ({"dom_cap": 64}, "model.dom_cap is an option of the flat models"),
         ({"features": "summary"}, "model.features is an option of the flat models"),
+        ({"slots": 41}, "model.slots is an option of the flat models"),
+        ({"empty": "zero"}, "model.empty is an option of the flat models"),
     ],
 )
 def test_impossible_models_are_refused(changes, message):

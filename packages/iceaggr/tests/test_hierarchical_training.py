@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from iceaggr import bench_hierarchical
 from iceaggr.cli import main
-from iceaggr.config import ModelConfig
+from iceaggr.config import ModelConfig, TrainConfig
 from iceaggr.data.features import LIGHT_SPEED
 from iceaggr.data.pulse_batches import PulseBatches, build_pulse_batch
 from iceaggr.directions import angles_to_vector
@@ -125,3 +126,12 @@ def test_mini_batches_bound_the_memory_of_an_extreme_event():
     assert predict < 0.3
     assert train < 0.6
     assert without_limit > 1.5 * train
+
+
+def test_parts_of_a_step_are_not_cut_to_fit_it(monkeypatch, store, tables):
+    """T1 and T2 are timed apart: where they take longer together than the step, the rest is below 0 and is shown so."""
+    monkeypatch.setattr(bench_hierarchical, "measure", lambda *_, **__: {"median_s": 3600.0})
+    config = TrainConfig(model=TINY, tokens_per_batch=512)
+    result = bench_hierarchical.bench_hierarchical(config, store, tables, quick=True)
+    assert result["split"]["rest_s"] < -3600
+    assert "rest -" in result["text"]

@@ -88,6 +88,8 @@ def test_every_parameter_has_one_kind_of_optimizer(arch, mode, tiny):
         ({"heads": 5}, "d_model = 32 is not a multiple of model.heads = 5"),
         ({"layers": 0}, "model.layers is 0"),
         ({"input": "conv"}, "model.input is 'conv'"),
+        ({"checkpoint": True}, "model.checkpoint is an option of arch = hierarchical"),
+        ({"max_batch_size": 64}, "model.max_batch_size is an option of arch = hierarchical"),
     ],
 )
 def test_impossible_models_are_refused(changes, message, tiny):

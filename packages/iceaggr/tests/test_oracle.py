@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from iceaggr.data.pulses import Pulses
 from iceaggr.geometry import N_SENSORS, icecube86
 from iceaggr.oracle.charge import log_counts
 from iceaggr.oracle.delay import blurred_delay_log_density, delay_cdf
@@ -182,6 +183,52 @@ def test_all_charge_and_every_dom_is_kept(block) -> None:
     assert (total >= 0.5 * single).all()
     assert not pulses.auxiliary_P.all()
     assert seen.isolated_D.numel() < dom.numel()
+
+
+def test_what_a_dom_saw_before_explains_its_pulses() -> None:
+    """Noise, companions of noise and after-pulses of three pulses of one DOM, by their laws."""
+    time, charge, sensor = np.array([10_000, 10_020, 10_700]), np.array([0.9, 2.5, 0.9]), 2000
+    pulses = Pulses(
+        event_id_E=torch.tensor([1]),
+        offsets_E1=torch.tensor([0, 3]),
+        sensor_P=torch.full((3,), sensor, dtype=torch.int32),
+        time_P=torch.from_numpy(time).int(),
+        charge_P=torch.from_numpy(charge).float(),
+        auxiliary_P=torch.ones(3, dtype=torch.bool),
+    )
+    seen = observe(pulses, ARRAY, CONFIG)
+    noise = 1e-9 * 495 * 1.2  # a fifth of the noise has a companion; a standard DOM
+    assert float(seen.noise_W[0]) == pytest.approx(noise)
+    mean = 0.02 * 0.027 + 0.08 * 0.383 + 0.9 * 0.93
+    linear = (charge**2 / 50 + np.sqrt(charge**4 / 2500 + 4 * charge**2)) / 2  # q = x / sqrt(1 + x / 50)
+    np.testing.assert_allclose(charge, linear / np.sqrt(1 + linear / 50))
+
+    def gauss(x: float, centre: float, width: float) -> float:
+        return math.exp(-(((x - centre) / width) ** 2) / 2) / (width * math.sqrt(2 * math.pi))
+
+    groups = ((0.35, 700, 250), (0.2, 2000, 700), (0.45, 8000, 1300))
+    for w in range(3):
+        if w < 2:  # after-pulses of one pulse; those of several are spread as their mean and variance say
+            echoes = sum(
+                0.059 * linear[v] / mean * share * gauss(time[w] - time[v], after, width)
+                for v in range(w)
+                for share, after, width in groups
+            )
+            assert float(seen.background_W[w]) == pytest.approx(noise + echoes, rel=1e-4)
+        gap = time[w] - time[w - 1]
+        pair = (0.3 / 25 * math.exp(-gap / 25) + 0.7 / 6000 * math.exp(-gap / 6000)) * 0.2 / 1.2
+        assert float(seen.companion_W[w]) == pytest.approx(pair if w else 0.0)
+    exact = sum(
+        0.059 * linear[v] / mean * share * gauss(time[2] - time[v], after, width)
+        for v in range(2)
+        for share, after, width in groups
+    )
+    assert float(seen.background_W[2]) == pytest.approx(noise + exact, rel=0.02)
+    assert seen.pulse_V.tolist() == [1]  # the only one above a photo-electron
+    span = 10 - 0.5  # it begins the third bin of 10 ns, whose last rounded time is half a ns earlier
+    close = (0.3 * (1 - math.exp(-span / 25)) + 0.7 * (1 - math.exp(-span / 6000))) * 0.2 / 1.2
+    assert float(seen.close_V[0]) == pytest.approx(close)
+    assert float(seen.span_U.sum()) == pytest.approx(span)
 
 
 def test_the_higher_of_two_climbs_is_taken_and_the_held_fit_keeps_its_direction(case: Case) -> None:

@@ -11,9 +11,11 @@ import pytest
 import torch
 from iceaggr.cli import main
 from iceaggr.geometry import icecube86
-from iceaggr.oracle.run import STORE, held_out_errors
-from iceaggr.oracle.truth import Known, folder_simulation, read_known
+from iceaggr.oracle.run import STORE, fit_events, held_out_errors
+from iceaggr.oracle.truth import Known, folder_simulation, read_known, streamed_known
 from iceaggr.sim.config import SimConfig
+from iceaggr.sim.feed import HELD_OUT_SEED, held_out_store
+from iceaggr.sim.stream import iter_events
 from iceaggr.sim.write import simulate_folder
 from lab_shared.errors import UserError
 
@@ -28,7 +30,6 @@ def folder(tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_a_folder_knows_what_the_simulation_knew(folder: Path) -> None:
     from iceaggr.data.kaggle import KaggleFolder
-    from iceaggr.sim.stream import iter_events
 
     geometry, config = folder_simulation(folder)
     assert config == FAINT
@@ -50,6 +51,30 @@ def test_a_folder_knows_what_the_simulation_knew(folder: Path) -> None:
     (folder / "away").rename(folder / "truth.parquet")
 
 
+def test_held_out_events_of_a_stream_are_simulated_again() -> None:
+    """Which no folder has; their truth comes back in the order asked, and other events are refused."""
+    cpu = torch.device("cpu")
+    store = held_out_store(12, device=cpu, geometry=icecube86())
+    index = np.array([11, 2, 7])
+    pulses = store.gather(index)
+    known = streamed_known(pulses, cpu)
+    assert store.truth is not None
+    np.testing.assert_array_equal(known.energy_E.float().numpy(), store.truth["energy"][index])
+    np.testing.assert_allclose(known.direction_E3.numpy(), store.direction_E3[index], atol=1e-12)
+    with pytest.raises(UserError, match="cannot be simulated again on cpu"):
+        streamed_known(replace(pulses, azimuth_E=pulses.azimuth_E + 1e-9), cpu)
+
+
+@pytest.mark.slow
+def test_a_streams_held_out_events_have_errors_without_a_folder(tmp_path: Path) -> None:
+    cpu = torch.device("cpu")
+    found = held_out_errors(tmp_path, held_out_store(2, device=cpu, geometry=icecube86()).gather(np.arange(2)), cpu)
+    pulses, truth = next(iter_events(2, seed=HELD_OUT_SEED))
+    expected = fit_events(pulses, Known.of(truth), icecube86(), SimConfig())["error_deg"]
+    np.testing.assert_array_equal(found, expected)
+    assert not list(tmp_path.iterdir())
+
+
 def test_missing_truth_has_a_named_error(folder: Path, tmp_path: Path) -> None:
     import polars as pl
 
@@ -66,13 +91,27 @@ def test_missing_truth_has_a_named_error(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_command_says_what_it_measured(folder: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "oracle.json"
-    argv = ["oracle", "--data", str(folder), "--events", "3", "--scan", "1", "--device", "cpu", "--out", str(out)]
+    argv = [
+        "oracle",
+        "--data",
+        str(folder),
+        "--events",
+        "3",
+        "--scan",
+        "1",
+        "--steps",
+        "6",
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+    ]
     assert main([*argv, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads(out.read_text())
     assert printed["all"]["n"] == 3
     assert printed["label"] == "simulated data"
-    assert printed["settings"]["scan"] == 1
+    assert (printed["settings"]["scan"], printed["settings"]["steps"]) == (1, 6)
     assert 0 <= printed["self_test"]["direction"]["within 90%"] <= 1
 
 

@@ -130,6 +130,13 @@ def test_direction_flag_and_its_warning(tmp_path, capsys):
     assert "the other way round" in capsys.readouterr().out
     assert main(["convert", str(file), "--out", str(tmp_path / "b"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["line_fit_agrees"] == 0.75
+    opposite = write(tmp_path / "q.parquet", [(track(2.0, 1.0), (2.0, 1.0))])
+    assert main(["convert", str(opposite), "--out", str(tmp_path / "c"), "--direction", "origin"]) == 0
+    assert "the other way round" in capsys.readouterr().out, "where no event agrees"
+    few = write(tmp_path / "r.parquet", [({dom(5): [1.0]}, (2.0, 1.0))])
+    assert main(["convert", str(few), "--out", str(tmp_path / "d")]) == 0
+    assert "no event has 20 pulses" in capsys.readouterr().out
+    assert json.loads((tmp_path / "d" / "simulation.json").read_text())["line_fit_agrees"] is None
 
 
 def test_files_that_are_something_else(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from iceaggr.data.kaggle import KaggleFolder
 from iceaggr.data.pulses import Pulses
+from iceaggr.inspection import inspect_folder
 from iceaggr.realism import TARGETS, compare, qq_figure, save_qq_figure, statistics, table
 from iceaggr.sim.stream import iter_events
 
@@ -30,6 +31,7 @@ def direct(pulses: Pulses) -> dict[str, float]:
     return {
         "events": len(counts),
         "n_pulses 75%": np.quantile(counts, 0.75),
+        "n_pulses std": np.std(counts),
         "span 95%": np.quantile(spans, 0.95),
         "doms mean": np.mean(doms),
         "doms with one pulse": np.mean(np.array(per_dom) == 1),
@@ -75,6 +77,12 @@ def test_real_events(real_mini: Path) -> None:
     assert found["zenith 50%"] == pytest.approx(1.549686, abs=1e-6)
 
 
+def test_inspection_says_its_units_and_that_few_events_prove_little(real_mini: Path) -> None:
+    text = inspect_folder(real_mini)["text"]
+    assert "times in ns, charges in p.e., angles in rad" in text
+    assert "fewer than 60,000 events" in text
+
+
 def test_unlabelled_events_have_no_zenith_and_no_events_are_an_error(
     make_pulses: Callable[..., Pulses],
 ) -> None:
@@ -112,6 +120,14 @@ def test_figure_is_written(make_pulses: Callable[..., Pulses], tmp_path: Path) -
 def test_quantiles_are_joined_in_their_order(make_pulses: Callable[..., Pulses]) -> None:
     for axes in qq_figure(statistics([make_pulses([20, 50, 90])]), "simulated data").axes:
         assert (np.diff(axes.lines[1].get_xdata()) > 0).all()
+
+
+def test_labels_of_quantiles_do_not_lie_on_each_other() -> None:
+    published = {name: target.real for name, target in TARGETS.items()} | {"n_pulses 0%": 15.0}
+    for axes in qq_figure(published, "as published").axes:
+        x = np.log([text.xy[0] for text in axes.texts])
+        assert len(x) >= 3
+        assert (np.diff(x) > 0.05 * np.ptp(np.log(axes.lines[1].get_xdata()))).all()
 
 
 def test_the_simulator_is_close_with_few_events() -> None:

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from iceaggr.report import write_report
+from iceaggr.report_text import predictor_means, predictor_table
 from lab_shared.errors import UserError
 
 
@@ -70,6 +71,7 @@ def run(tmp_path, predictions, isotropic):
 
 @pytest.mark.slow
 def test_whole_report(run):
+    (run / "analysis.html").write_text("made by `iceaggr analyze`")
     path = write_report(run)
     assert path == run / "report.html"
     text = path.read_text(encoding="utf-8")
@@ -79,6 +81,7 @@ def test_whole_report(run):
     assert "simulated data" in row, "the label stands in the row of the number"
     assert 'class="mark"' in row
     assert "uv run iceaggr train quick --out &#x27;a run&#x27;" in text
+    assert 'href="analysis.html"' in text
     assert "c0ffee" in text
     assert "model.dom_cap" in text
     assert text.count("Plotly.newPlot(") >= 2
@@ -102,6 +105,20 @@ def test_whole_report(run):
     assert len(rows) == 31
 
 
+def test_table_of_predictors_has_names_and_no_level_in_degrees():
+    """The summary of `iceaggr.metrics`, as evaluation.json has it."""
+    figure = {"value": 60.0, "low": 50.0, "high": 70.0}
+    scores = {name: {"n": 9, "level": 0.95, "mean_deg": figure, "p90": figure}
+              for name in ("random", "linefit", "linefit_hlc", "linefit_all", "model")}  # fmt: skip
+    heads, rows = predictor_table(scores, "simulated data")
+    assert heads == ["predictor", "n", "mean", "p90", "on"]
+    assert [row[0] for row in rows] == [
+        "random direction", "line fit, all pulses", "line fit, HLC", "line fit, HLC within 1.5 us", "model"
+    ]  # fmt: skip
+    assert rows[-1][1:] == ["9", "60.0° [50.0, 70.0]", "60.0°", "simulated data"]
+    assert predictor_means(scores)[-1] == "model 60.0°"
+
+
 def test_events_are_pictures_where_plotly_is_missing(run, monkeypatch):
     monkeypatch.setattr("iceaggr.report.find_spec", lambda name: None)
     page = write_report(run).read_text()
@@ -117,6 +134,7 @@ def test_bare_run_says_what_is_missing(run):
     for name in ("manifest.json", "metrics.jsonl", "evaluation.json", "predictions.npz", "display.npz"):
         assert f"the run has no <code>{name}</code>" in text
     assert "simulated" not in text, "nothing says that it is"
+    assert "the run has no <code>analysis.html</code> (run <code>iceaggr analyze</code>" in text
     assert list((run / "figures").iterdir()) == []
 
 

@@ -44,6 +44,12 @@ def test_rows_match_a_loop(events):
             assert rows["mean"][i] == pytest.approx(error.mean())
             assert rows["p90"][i] == np.quantile(error, 0.9)
             assert rows["median_low"][i] <= rows["median"][i] <= rows["median_high"][i]
+    vertex = np.stack([events[f"vertex_{axis}"] for axis in "xyz"], axis=1)
+    within = depth_inside(vertex, icecube86().xyz) > 0
+    contained = select(table, "contained", "all")
+    assert contained["low"].tolist() == [0, 1]
+    outside, inside = (events["error_deg"][rows].mean() for rows in (~within, within))
+    np.testing.assert_allclose(contained["mean"], [outside, inside])
     for quantity in set(table["quantity"]):
         everything = select(table, quantity, "all")
         assert everything["events"].sum() == 2000, f"every event has its bin of {quantity}"

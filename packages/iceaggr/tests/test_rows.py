@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from iceaggr.data.grouping import group_doms
+from iceaggr.data.pulses import Pulses
 from iceaggr.data.rows import SEQUENCE, attended_bound, count_attended, lay_out, plan_rows
 
 
@@ -62,9 +63,28 @@ def test_the_bound_is_known_without_looking_at_pulses(make_pulses):
     assert attended_bound(np.array([7]), np.array([5])).tolist() == [4]
 
 
-def test_mini_batches_lose_at_most_511_rows_each():
-    plan = plan_rows(178_250, 170_000, 64)
-    assert plan.batch_rows == 32_768
-    assert plan.batches == 6
+@pytest.mark.parametrize("sizes", [[512] * 40, [513] * 40, [511, 2] * 30, [20_000], [1] * 3000 + [600] * 20])
+def test_mini_batches_lose_about_511_rows_each(sizes):
+    """DOMs whose chunks fit the mini-batches badly."""
+    n = sum(sizes)
+    pulses = Pulses(
+        event_id_E=torch.tensor([1]),
+        offsets_E1=torch.tensor([0, n]),
+        sensor_P=torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).int(),
+        time_P=torch.arange(n).int(),
+        charge_P=torch.ones(n),
+        auxiliary_P=torch.zeros(n, dtype=torch.bool),
+    )
+    doms = group_doms(pulses)
+    attended = count_attended(doms)
+    plan = plan_rows(n, attended, 4)
+    row_P, _ = lay_out(doms, plan)
+    assert plan.batches == -(-attended // (4 * 512 - 511))
+    assert len(torch.unique(row_P)) == n
+    assert int(row_P.max()) < plan.rows <= n + 511 * (plan.batches - 1) + 4 * 512
+
+
+def test_no_mini_batch_is_too_small_for_a_chunk():
+    assert (plan_rows(178_250, 170_000, 64).batch_rows, plan_rows(178_250, 170_000, 64).batches) == (32_768, 6)
     with pytest.raises(ValueError, match="max_batch_size is 1"):
         plan_rows(10, 5, 1)

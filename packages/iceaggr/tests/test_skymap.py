@@ -8,7 +8,7 @@ import pytest
 from iceaggr.calibrate import Calibration
 from iceaggr.calibration import Levels
 from iceaggr.skymap import sky_map, text
-from iceaggr.skymap_files import _from_plane, _tangents, _to_plane, write_skymap
+from iceaggr.skymap_files import _from_plane, _tangents, _to_plane, figure, write_skymap
 from iceaggr.uncertainty import Mixture, containment, sphere_grid
 from lab_shared.errors import UserError
 
@@ -54,6 +54,20 @@ def test_the_plane_keeps_areas_and_comes_back():
     x, y = (np.array([v, v + step, v]) for v in (20.0, -30.0))
     a, b, c = _from_plane(x + [0, 0, 0], y + np.array([0, -step, step]), centre, east, north)
     assert np.linalg.norm(np.cross(b - a, c - a)) == pytest.approx(np.deg2rad(step) ** 2, rel=1e-3)
+
+
+@pytest.mark.parametrize(("azimuth", "zenith"), [(1.0, 0.6), (5.5, 2.2)])
+def test_whole_sky_has_azimuth_to_the_right_and_from_above_on_top(azimuth, zenith):
+    best = 300 * np.array([np.cos(azimuth) * np.sin(zenith), np.sin(azimuth) * np.sin(zenith), np.cos(zenith)])
+    whole, near = figure(sky_map(Mixture.single(best[None]), event_id=1, label="simulated data")).axes
+    place = azimuth - np.pi, np.pi / 2 - zenith
+    marker = next(line for line in whole.lines if line.get_label() == "predicted")
+    assert (marker.get_xdata()[0], marker.get_ydata()[0]) == pytest.approx(place)
+    mesh = whole.collections[0]
+    row, column = np.unravel_index(np.argmax(mesh.get_array()), mesh.get_array().shape)
+    np.testing.assert_allclose(mesh.get_coordinates()[row, column], place, atol=0.03, err_msg="density at the marker")
+    marker = next(line for line in near.lines if line.get_label() == "predicted")
+    assert (marker.get_xdata()[0], marker.get_ydata()[0]) == pytest.approx((0, 0), abs=1e-9)
 
 
 @pytest.mark.parametrize("kappa", [0.0, 1e5])

@@ -3,7 +3,9 @@
 import csv
 import json
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -204,6 +206,14 @@ def test_plan_is_arithmetic_on_the_record(record, capsys, monkeypatch):
                          ({"record": record.parent / "none.json"}, "is no record")):  # fmt: skip
         with pytest.raises(UserError, match=message):
             plan(1, **{"record": record, **bad})
+
+
+def test_the_document_of_the_full_data_set_says_what_the_plan_does(monkeypatch):
+    monkeypatch.setattr("iceaggr.plan.host_bytes_per_event", lambda: 100.0)
+    document = (Path(__file__).parents[1] / "FULL_DATASET.md").read_text()
+    blocks = re.findall(r"```text\n(.*?)```", document, re.DOTALL)
+    for gpus, block in zip((1, 2), blocks, strict=True):
+        assert set(block.splitlines()) <= set(plan(131_953_924, gpus=gpus)["text"].splitlines())
 
 
 def test_plan_from_a_run_on_two_processes(tmp_path, monkeypatch):

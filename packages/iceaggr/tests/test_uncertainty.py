@@ -7,11 +7,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from iceaggr.calibrate import CALIBRATION, calibrate_run, curves, fit_arrays, load_calibration, predicted_components
+from iceaggr.calibrate import (
+    CALIBRATION,
+    calibrate_run,
+    curves,
+    fit_arrays,
+    halves,
+    load_calibration,
+    predicted_components,
+)
 from iceaggr.calibration import Levels, containment_deg, expected_error_deg, fit_temperature, judge, pull
 from iceaggr.cli import main
-from iceaggr.directions import vector_to_angles
+from iceaggr.directions import angles_to_vector, vector_to_angles
 from iceaggr.losses import mean_vector, mixture_nll
+from iceaggr.metrics import opening_angle_deg
 from iceaggr.uncertainty import (
     DEG2_PER_SR,
     Mixture,
@@ -156,6 +165,23 @@ def test_levels_mend_what_a_temperature_cannot():
     assert levels.actual(np.array([levels.wanted(0.5, 3.0)]), np.array([3.0]))[0] == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.parametrize("n", [2000, 12_000])
+def test_chance_with_fitted_levels_is_that_of_repeated_samples(n):
+    """Calibrated answers; the levels' own noise is as large as that of the events they are judged on."""
+    found = []
+    for seed in range(12):
+        mixture = Mixture.single(outputs(2 * n, 1, seed)[:, :3])
+        truth = drawn(mixture, seed)
+        levels = Levels.fit(mixture[:n], truth[:n])
+        found.append(judge(mixture[n:], truth[n:], levels, n_fit=n))
+    mean = {key: np.mean([x[key] for x in found]) for key in ("ece", "ece_if_calibrated")}
+    assert mean["ece"] == pytest.approx(mean["ece_if_calibrated"], rel=0.1)
+    assert np.mean([x["ks"] < x["ks_critical"] for x in found]) > 0.8
+    alone = judge(mixture[n:], truth[n:])
+    assert alone["ece_if_calibrated"] < 0.85 * mean["ece_if_calibrated"]
+    assert found[0]["ks_critical"] == pytest.approx(2**0.5 * alone["ks_critical"])
+
+
 def test_bad_mixtures_and_levels():
     with pytest.raises(ValueError, match="weights"):
         Mixture(np.ones((2, 1)), np.ones((2, 2, 3)))
@@ -209,12 +235,22 @@ def test_curves_are_distributions(run):
     components = predicted_components(arrays)
     assert components is not None
     assert components.weight_EK.shape == (1500, 2)
-    columns = curves(fit_arrays(arrays))
+    fitted = fit_arrays(arrays)
+    columns = curves(fitted)
+    fit, rest = halves(1500)
+    assert sorted([*fit, *rest]) == list(range(1500)), "no event is fitted and judged"
+    np.testing.assert_array_equal(fitted.true_E3, angles_to_vector(arrays["azimuth"], arrays["zenith"])[rest])
+    error = opening_angle_deg(fitted.mixture.vector_EK3[:, 0], fitted.true_E3)
+    bins = np.array_split(np.argsort(arrays["kappa"][rest]), 10)
+    np.testing.assert_allclose(columns["promised"]["mean"], [error[rows].mean() for rows in bins])
     for name in ("raw", "temperature", "temperature and levels"):
         assert columns["coverage"][name][-1] == 1
         assert (np.diff(columns["coverage"][name]) >= 0).all()
         assert columns["pit"][name].mean() == pytest.approx(1)
     assert columns["promised"]["events"].sum() == 750
+    width = columns["pull"]["high"] - columns["pull"]["low"]
+    sure = arrays | {"kappa": 10 * arrays["kappa"]}
+    assert (curves(fit_arrays(sure))["pull"]["raw"] * width).sum() == pytest.approx(1), "none is off the axis"
 
 
 def test_calibrating_what_cannot_be(run):

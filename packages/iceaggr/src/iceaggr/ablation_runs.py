@@ -65,13 +65,18 @@ def score_variant(out: Path, config: dict[str, Any], source: str) -> dict[str, A
 
 
 def score_baselines(out: Path, data: dict[str, Any]) -> dict[str, Any]:
-    """Errors of a random guess and of the line fits on the study's held-out events, and what those events are."""
+    """Errors of a random guess and of the line fits on the study's held-out events, and what those events are.
+
+    On a GPU also the oracle's, of as many as a training's own table has; NaN for the others.
+    """
     from lab_shared.config import from_json
     from lab_shared.dist import init
 
     from iceaggr.data.features import Tables
     from iceaggr.data.prepare import prepare, split
     from iceaggr.evaluate import baseline_errors
+    from iceaggr.oracle.run import held_out_errors
+    from iceaggr.train import ORACLE_EVENTS
 
     settings = from_json(DataConfig, json.dumps(data))
     with init() as dist:
@@ -79,9 +84,14 @@ def score_baselines(out: Path, data: dict[str, Any]) -> dict[str, Any]:
         _, held_out_E = split(prepared.cache, settings)
         tables = Tables.of(prepared.geometry, dist.device)
         errors = baseline_errors(prepared.cache, held_out_E, tables, seed=DATA_SEED)
-    cache = prepared.cache
+        cache = prepared.cache
+        if asked := min(ORACLE_EVENTS[dist.device.type], held_out_E.size):
+            errors["oracle"] = np.full(held_out_E.size, np.nan)
+            pulses = cache.gather(held_out_E[:asked]).to("cpu")
+            errors["oracle"][:asked] = held_out_errors(prepared.folder, pulses, dist.device)
     arrays: dict[str, Any] = {
         "event_id": cache.event_id[held_out_E],
+        "true": cache.direction_E3[held_out_E].astype(np.float32),
         "n_pulses": cache.n_pulses_E[held_out_E].astype(np.int32),
         **{name: values[held_out_E] for name, values in (cache.truth or {}).items() if name in ("type", "energy")},
         **{f"{name}_error_deg": values.astype(np.float32) for name, values in errors.items()},
@@ -91,7 +101,8 @@ def score_baselines(out: Path, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _score(out: Path, config: TrainConfig, fitted: Fitted) -> dict[str, Any]:
-    """Keep the error of every held-out event in OUT/errors.npz; its summary, speed and the rank of the head."""
+    """Keep the error of every held-out event in OUT/errors.npz, with its true direction, as CPU and GPU make different
+    events of one id; the run's summary, speed and the rank of the head."""
     from lab_shared.progress import Counter
 
     from iceaggr.metrics import PERCENTILES, opening_angle_deg
@@ -103,8 +114,14 @@ def _score(out: Path, config: TrainConfig, fitted: Fitted) -> dict[str, Any]:
     with Counter("evaluating", held_out_E.size * config.tta, "events") as counter:
         v_N3 = predict_events(model, data.cache, held_out_E, config, tables, counter)
     seconds = time.perf_counter() - began
-    error_N = opening_angle_deg(v_N3, data.cache.direction_E3[held_out_E])
-    save_arrays(out / "errors.npz", event_id=data.cache.event_id[held_out_E], error_deg=error_N.astype(np.float32))
+    true_N3 = data.cache.direction_E3[held_out_E]
+    error_N = opening_angle_deg(v_N3, true_N3)
+    arrays: dict[str, Any] = {
+        "event_id": data.cache.event_id[held_out_E],
+        "true": true_N3.astype(np.float32),
+        "error_deg": error_N.astype(np.float32),
+    }
+    save_arrays(out / "errors.npz", **arrays)
     return {
         "label": data.label,
         "n_events": int(held_out_E.size),

@@ -1,17 +1,20 @@
 """Statistics of an ablation study: intervals, paired tests, and verdicts on what the seed found.
 
 Two things are uncertain in a difference between variants: which events were held out, and which seed a training began
-with. Each has its own interval here, and a difference counts only where both exclude 0. Suffixes: S seeds, N events.
+with. Each has its own interval here, and a difference counts only where both exclude 0. Holm's correction for the
+number of comparisons is in the test over events; what it would leave of the test over seeds is `holm_over_seeds`, which
+no verdict needs. Suffixes: S seeds, N events.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from lab_shared.errors import UserError
-from lab_shared.stats import Summary, bca_interval, holm, paired_sign_flip, seeds_table
+from lab_shared.stats import Summary, bca_interval, holm, paired_sign_flip, seeds_table, student_t_cdf
 
 Record = dict[str, Any]
 HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"
@@ -81,6 +84,30 @@ def paired(treated_SN: np.ndarray, control_SN: np.ndarray) -> Record:
         "seeds_high": seeds.high,
         "p": paired_sign_flip(treated_N, control_N, resamples=RESAMPLES).p,
     }
+
+
+def p_over_seeds(differences_S: Sequence[float]) -> float | None:
+    """Two-sided p of Student's paired t-test over seeds; None for one seed."""
+    found = over_seeds(differences_S)
+    if found.sd is None:
+        return None
+    if found.sd == 0:
+        return 0.0 if found.mean else 1.0
+    return 2 * (1 - student_t_cdf(abs(found.mean) / found.sd * math.sqrt(found.n), found.n - 1))
+
+
+def holm_over_seeds(result: Record) -> list[float | None]:
+    """Holm's p of the t-tests over seeds, of each comparison of a study's record; None for each where it has one seed.
+
+    From the mean errors by seed in the rows of the record.
+    """
+    means = {r["name"]: r["seed_means"] for r in result["rows"]}
+    found = [
+        p_over_seeds([a - b for a, b in zip(means[c["treated"]], means[c["control"]], strict=True)])
+        for c in result["contrasts"]
+    ]
+    known = [p for p in found if p is not None]
+    return [*holm(known)] if len(known) == len(found) else [None] * len(found)
 
 
 def outer(contrast: Record) -> tuple[float, float]:

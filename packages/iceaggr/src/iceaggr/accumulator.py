@@ -136,24 +136,7 @@ class EventAccumulator:
     def complete(self, *, max_pulses: int = 1 << 20) -> Generator[Pulses, None, None]:
         """The complete events on the CPU, each once, in batches of about max_pulses; taken ones are forgotten."""
         while self._complete:
-            taken: dict[int, np.ndarray] = {}
-            n_pulses = 0
-            while self._complete and n_pulses < max_pulses:
-                event_id = next(iter(self._complete))
-                taken[event_id] = self._complete.pop(event_id)
-                n_pulses += len(taken[event_id])
-            pulse_P = np.concatenate(list(taken.values()))
-            ends_E = np.cumsum([len(event) for event in taken.values()])
-            times = pulse_P["time"]
-            narrow = -(2**31) <= int(times.min()) <= int(times.max()) < 2**31
-            yield Pulses(
-                event_id_E=torch.tensor(list(taken)),
-                offsets_E1=torch.from_numpy(np.concatenate([[0], ends_E])),
-                sensor_P=torch.from_numpy(pulse_P["sensor"].copy()),
-                time_P=torch.from_numpy(times.astype(np.int32 if narrow else np.int64)),
-                charge_P=torch.from_numpy(pulse_P["charge"].copy()),
-                auxiliary_P=torch.from_numpy(pulse_P["auxiliary"].copy()),
-            )
+            yield self._take(max_pulses)
 
     def predictions(
         self, model: Model, config: TrainConfig, tables: Tables, *, max_pulses: int = 1 << 20
@@ -177,6 +160,27 @@ class EventAccumulator:
         self._pending.clear()
         self._done.clear()
         return missing
+
+    def _take(self, max_pulses: int) -> Pulses:
+        """The next batch, copied: nothing else holds these events while they are worked on."""
+        taken: dict[int, np.ndarray] = {}
+        n_pulses = 0
+        while self._complete and n_pulses < max_pulses:
+            event_id = next(iter(self._complete))
+            taken[event_id] = self._complete.pop(event_id)
+            n_pulses += len(taken[event_id])
+        pulse_P = np.concatenate(list(taken.values()))
+        ends_E = np.cumsum([len(event) for event in taken.values()])
+        times = pulse_P["time"]
+        narrow = -(2**31) <= int(times.min()) <= int(times.max()) < 2**31
+        return Pulses(
+            event_id_E=torch.tensor(list(taken)),
+            offsets_E1=torch.from_numpy(np.concatenate([[0], ends_E])),
+            sensor_P=torch.from_numpy(pulse_P["sensor"].copy()),
+            time_P=torch.from_numpy(times.astype(np.int32 if narrow else np.int64)),
+            charge_P=torch.from_numpy(pulse_P["charge"].copy()),
+            auxiliary_P=torch.from_numpy(pulse_P["auxiliary"].copy()),
+        )
 
     def _refuse(
         self, event_id: int, expected: int, n_pulses: int, known: _Pending | None, finished: dict[int, np.ndarray]

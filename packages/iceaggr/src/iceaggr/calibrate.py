@@ -92,12 +92,15 @@ def describe(fitted: Fitted, *, label: str) -> dict[str, Any]:
         "nominal_levels": fitted.levels.nominal.tolist(),
         "raw": judge(mixture, true_E3),
         "calibrated": judge(tempered, true_E3),
-        "levels": judge(tempered, true_E3, fitted.levels),
+        "levels": judge(tempered, true_E3, fitted.levels, n_fit=fitted.n_fit),
     }
 
 
 def curves(fitted: Fitted) -> dict[str, Columns]:
-    """Columns of the report's figures, on the half that was not fitted: coverage, pit, pull, promised."""
+    """Columns of the report's figures, on the half that was not fitted: coverage, pit, pull, promised.
+
+    Pulls beyond the last bin count in it, so that a model far too sure of itself shows.
+    """
     tempered = fitted.mixture.tempered(fitted.temperature)
     u_raw, u_tempered = (containment(m, fitted.true_E3) for m in (fitted.mixture, tempered))
     u_of = {
@@ -120,7 +123,7 @@ def curves(fitted: Fitted) -> dict[str, Columns]:
         "pit": {"low": edges[:-1], "high": edges[1:]}
         | {name: np.histogram(u, edges)[0] / n / np.diff(edges) for name, u in u_of.items()},
         "pull": {"low": steps[:-1], "high": steps[1:]}
-        | {name: np.histogram(pull(u), steps)[0] / n / np.diff(steps) for name, u in u_of.items()}
+        | {name: np.histogram(pull(u).clip(max=steps[-1]), steps)[0] / n / np.diff(steps) for name, u in u_of.items()}
         | {"rayleigh": middle * np.exp(-(middle**2) / 2)},
         "promised": {
             "events": np.array([len(rows) for rows in bins]),
@@ -199,8 +202,10 @@ def table(result: dict[str, Any]) -> str:
         return [f"{x[key]:.4f}" for x in judged]
 
     line("-log p per event (nats)", figures("nll"), "")
-    line("calibration error (ECE)", figures("ece"), f"{last['ece_if_calibrated']:.4f}")
-    line("largest distance (KS)", figures("ks"), f"<{last['ks_critical']:.4f}")
+    line("calibration error (ECE)", figures("ece"), "")
+    line("  if calibrated", figures("ece_if_calibrated"), "")
+    line("largest distance (KS)", figures("ks"), "")
+    line("  if calibrated, below", figures("ks_critical"), "")
     line("median pull", figures("pull_median"), f"{last['pull_median_rayleigh']:.4f}")
     line("share of pulls above 3", figures("pull_above_3"), f"{last['pull_above_3_rayleigh']:.4f}")
     for same in zip(*(x["coverage"] for x in judged), strict=True):

@@ -124,7 +124,7 @@ def fit_temperature(mixture: Mixture, true_E3: Array) -> tuple[float, float]:
     if abs(best) > _FURTHEST - 0.01:
         raise UserError(
             f"the best temperature lies outside 1/{np.exp(_FURTHEST):.0f}..{np.exp(_FURTHEST):.0f}: kappa is no "
-            "confidence here; train with a vMF loss (optim.vmf_weight above 0)"
+            "confidence here; train for longer, and with a vMF loss (optim.vmf_weight above 0)"
         )
     step = 0.02
     low_E, here_E, high_E = (nll_E(best + s) for s in (-step, 0.0, step))
@@ -132,7 +132,9 @@ def fit_temperature(mixture: Mixture, true_E3: Array) -> tuple[float, float]:
     return float(np.exp(best)), float(np.sqrt((gradient_E**2).mean() / len(mixture)) / max(curvature, 1e-12))
 
 
-def judge(mixture: Mixture, true_E3: Array, levels: Levels | None = None) -> dict[str, Any]:
+def judge(
+    mixture: Mixture, true_E3: Array, levels: Levels | None = None, *, n_fit: int | None = None
+) -> dict[str, Any]:
     """How well the distributions describe the true directions, ready for JSON.
 
     levels: regions are those of the levels that really hold; nll, which no choice of levels changes, is `mean_nll`.
@@ -140,6 +142,8 @@ def judge(mixture: Mixture, true_E3: Array, levels: Levels | None = None) -> dic
     interval. ece: |share - level| averaged over the levels 0.1 to 0.9 within ten equally filled bins of confidence;
     ece_if_calibrated is what chance alone gives at this number of events. ks: largest distance between the
     distribution of u and the diagonal; ks_critical is its 5% value. pull: median and share above 3, beside Rayleigh's.
+    n_fit: events that the levels were fitted on; their noise is in both of chance's values, as in a comparison of two
+    samples.
     """
     u_E = containment(mixture, true_E3)
     if levels is not None:
@@ -148,7 +152,8 @@ def judge(mixture: Mixture, true_E3: Array, levels: Levels | None = None) -> dic
     tenths = np.arange(1, 10) / 10
     bins = np.array_split(np.argsort(sharpness(mixture), kind="stable"), min(BINS, n))
     share_BL = np.array([(u_E[rows, None] <= tenths).mean(axis=0) for rows in bins])
-    chance_BL = np.array([np.sqrt(2 / np.pi * tenths * (1 - tenths) / len(rows)) for rows in bins])
+    fitted, bin_fitted = (0.0, 0.0) if levels is None or n_fit is None else (1 / n_fit, len(levels.nominal) / n_fit)
+    chance_BL = np.array([np.sqrt(2 / np.pi * tenths * (1 - tenths) * (1 / len(r) + bin_fitted)) for r in bins])
     sorted_E, steps_E = np.sort(u_E), np.arange(1, n + 1) / n
     return {
         "n": n,
@@ -160,7 +165,7 @@ def judge(mixture: Mixture, true_E3: Array, levels: Levels | None = None) -> dic
         "ece": float(np.abs(share_BL - tenths).mean()),
         "ece_if_calibrated": float(chance_BL.mean()),
         "ks": float(np.maximum(np.abs(steps_E - sorted_E), np.abs(sorted_E - (steps_E - 1 / n))).max()),
-        "ks_critical": float(1.358 / np.sqrt(n)),
+        "ks_critical": float(1.358 * np.sqrt(1 / n + fitted)),
         "pull_median": float(np.median(pull_E)),
         "pull_median_rayleigh": float(np.sqrt(2 * np.log(2))),
         "pull_above_3": float((pull_E > 3).mean()),

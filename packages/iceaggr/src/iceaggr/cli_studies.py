@@ -52,6 +52,7 @@ def add_studies(add: Add) -> None:
     sub.add_argument("--events", type=positive_int, default=200, metavar="N")
     sub.add_argument("--seed", type=int, default=0, metavar="S")
     sub.add_argument("--scan", type=whole_number, metavar="N", help="directions of the coarse scan; 0: none")
+    sub.add_argument("--steps", type=positive_int, metavar="N", help="most evaluations of one climb")
     sub.add_argument("--out", type=Path, metavar="JSON", help="write the record here as well")
     device_flag(sub)
     json_flag(sub)
@@ -172,10 +173,17 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _oracle(args: argparse.Namespace) -> None:
-    from iceaggr.oracle.run import SCAN, run_oracle
+    from iceaggr.oracle.run import SCAN, STEPS, run_oracle
 
     scan = SCAN if args.scan is None else args.scan
-    result = run_oracle(data=args.data, events=args.events, seed=args.seed, device=args.device, scan=scan)
+    result = run_oracle(
+        data=args.data,
+        events=args.events,
+        seed=args.seed,
+        device=args.device,
+        scan=scan,
+        steps=args.steps or STEPS,
+    )
     write_record(args.out, {name: value for name, value in result.items() if name != "text"})
     print_result(result, args.json)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _FRAMES, _FRAME_MS = 50, 80  # of the animation: about 4 s
 _ARROW_HALF_LENGTH = 550.0  # m: as far as the strings reach from the middle of the array
+_VIEW = 700.0  # m: half the side of a still
 
 
 def event_figure(event: Event, array_xyz: Array | None = None, *, title: bool = True, animated: bool = False) -> Any:
@@ -142,8 +143,8 @@ def _animate(figure: Any, hits: Hits, size: Array, low: float, high: float) -> N
     )
 
 
-def event_still(event: Event, array_xyz: Array | None = None) -> Figure:
-    """The event seen from the side (x, z) and from above (x, y), as a matplotlib figure."""
+def event_still(event: Event, array_xyz: Array | None = None, label: str = "") -> Figure:
+    """The event from the side (x, z) and from above (x, y), as a matplotlib figure; label as in `write_display`."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
@@ -161,25 +162,26 @@ def event_still(event: Event, array_xyz: Array | None = None) -> Figure:
             faces = np.where(hits.auxiliary[:, None], 0.0, shades)
             ax.scatter(hits.xyz[:, i], hits.xyz[:, j], s=area, c=faces, edgecolors=shades, linewidths=0.9)
             for name, direction, colour in _directions(event):
-                start, end = centre + _ARROW_HALF_LENGTH * np.outer((1, -1), direction)
-                arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.5}
-                ax.annotate("", xytext=start[[i, j]], xy=end[[i, j]], arrowprops=arrow)
-                ax.plot([], [], color=colour, label=name)
-            ax.set(xlabel="x (m)", ylabel=f"{'xyz'[j]} (m)", aspect="equal", xlim=(-700, 700), ylim=(-700, 700))
+                start, end = _within_view(centre[[i, j]], direction[[i, j]])
+                look = {"color": colour, "linewidth": 1.5, "linestyle": (0, (4, 2)) if name == "predicted" else "-"}
+                ax.annotate("", xytext=start, xy=end, arrowprops={"arrowstyle": "-|>", **look})
+                ax.plot([], [], **look, label=name)
+            view = (-_VIEW, _VIEW)
+            ax.set(xlabel="x (m)", ylabel=f"{'xyz'[j]} (m)", aspect="equal", xlim=view, ylim=view)
             ax.set_title(title)
         if _directions(event):
             views[0].legend(loc="upper left", ncols=2)
         bar = fig.colorbar(scale, ax=views, shrink=0.8, aspect=30, pad=0.02)
         bar.set_label("time (ns)")
         bar.outline.set_visible(False)
-        fig.suptitle(event.title, fontsize=9.5, color=INK)
+        fig.suptitle(" · ".join(filter(None, (event.title, label))), fontsize=9.5, color=INK)
     return fig
 
 
-def event_png(path: Path, event: Event, array_xyz: Array | None = None) -> Path:
+def event_png(path: Path, event: Event, array_xyz: Array | None = None, label: str = "") -> Path:
     """Write `event_still` as a PNG; returns `path`."""
     make_folder(path.parent)
-    atomic_write(path, to_png(event_still(event, array_xyz)))
+    atomic_write(path, to_png(event_still(event, array_xyz, label)))
     return path
 
 
@@ -189,7 +191,7 @@ def write_display(path: Path, event: Event, array_xyz: Array | None = None, *, l
     label: what data it is ("simulated data"). Raises UserError for another ending, and for .html without plotly.
     """
     if path.suffix == ".png":
-        return event_png(path, event, array_xyz)
+        return event_png(path, event, array_xyz, label)
     if path.suffix != ".html":
         raise UserError(f"{path}: an event is drawn as .html (3D, animated) or .png (side and top view)")
     if find_spec("plotly") is None:
@@ -197,7 +199,7 @@ def write_display(path: Path, event: Event, array_xyz: Array | None = None, *, l
     hits = hits_by_dom(event)
     page = Page(f"Event {event.event_id}" if event.event_id is not None else "Event", label)
     figure = event_figure(event, array_xyz, title=False, animated=True)
-    page.plotly(figure, f"{CAPTION} Play runs through event time.", still=to_png(event_still(event, array_xyz)))
+    page.plotly(figure, f"{CAPTION} Play runs through event time.", still=to_png(event_still(event, array_xyz, label)))
     rows = [
         ("pulses", f"{len(event.time):,} ({int(np.sum(event.auxiliary)):,} auxiliary)"),
         ("DOMs hit", f"{len(hits.time):,} ({int(hits.auxiliary.sum()):,} with auxiliary pulses only)"),
@@ -239,7 +241,7 @@ def _arrow(centre: Array, direction: Array, name: str, colour: str) -> list[Any]
     x, y, z = np.stack((start, end)).T
     u, v, w = -60.0 * np.asarray(direction)
     text = f"{name}: {angles_text(direction)}"
-    line = {"color": colour, "width": 5}
+    line = {"color": colour, "width": 5, "dash": "dash" if name == "predicted" else "solid"}
     cone = {
         "colorscale": [[0, colour], [1, colour]],
         "showscale": False,
@@ -251,6 +253,17 @@ def _arrow(centre: Array, direction: Array, name: str, colour: str) -> list[Any]
         go.Scatter3d(x=x, y=y, z=z, mode="lines", line=line, name=name, text=[text] * 2, hoverinfo="text"),
         go.Cone(**dict(zip("xyzuvw", tip, strict=True)), anchor="center", hoverinfo="skip", **cone),
     ]
+
+
+def _within_view(centre_2: Array, direction_2: Array) -> Array:
+    """(2, 2) tail and tip of an arrow through the centre, cut where it leaves the still: matplotlib leaves out an arrow
+    whose tip lies outside."""
+    ends = []
+    for towards in (direction_2, -direction_2):
+        with np.errstate(divide="ignore"):
+            edge = ((_VIEW - 15 - np.sign(towards) * centre_2) / np.abs(towards)).min()
+        ends.append(centre_2 + max(min(_ARROW_HALF_LENGTH, float(edge)), 0.0) * towards)
+    return np.stack(ends)
 
 
 def _hover(hits: Hits, row: int) -> str:

@@ -24,6 +24,7 @@ from iceaggr.data.pulses import Pulses
 from iceaggr.directions import angles_to_vector, vector_to_angles
 from iceaggr.metrics import opening_angle_deg, summary
 from iceaggr.predict import load_run, predict_events, predict_outputs
+from iceaggr.report_text import PREDICTORS
 
 TRAINED_ON = "train_event_ids.npy"
 SHOWN = 6  # events drawn in the report
@@ -226,14 +227,6 @@ def evaluate_folder(
 
 def table(result: dict[str, Any]) -> str:
     """The one table of a run: every predictor on the same held-out events, degrees, 95% intervals."""
-    names = {
-        "random": "random direction",
-        "linefit_all": "line fit, all pulses",
-        "linefit_hlc": "line fit, HLC",
-        "linefit": "line fit, HLC within 1.5 us",
-        "oracle": "oracle",
-        "model": "model",
-    }
 
     def cell(x: dict[str, float]) -> str:
         return (
@@ -244,7 +237,7 @@ def table(result: dict[str, Any]) -> str:
         f"Opening angle in degrees on {result['n_events']:,} held-out events ({result['label']}), 95% intervals",
         f"{'':28}  {'mean':^24}  {'median':^24}  {'10%':>6} {'90%':>6}",
     ]
-    for name, text in names.items():
+    for name, text in PREDICTORS.items():
         if name not in result["predictors"]:
             if name in result:
                 lines.append(f"{text:28}  {result[name]}")

@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOUR = {"model": BLUE, "line fit": RED, "random": GREY, "ideal": GREEN, "cascade": PURPLE, "track": GREEN}
-_CALIBRATION = {"raw": RED, "temperature": PURPLE, "temperature and levels": BLUE}
+# Each colour has a line or a marker of its own too: figures are read in grey, and not by all eyes alike.
+_DASHED, _DASH_DOTTED, _DOTTED = (0, (4, 2)), (0, (5, 1.5, 1, 1.5)), (0, (1, 1.2))
+_LINE: dict[str, Any] = {"line fit": _DASHED, "random": ":", "ideal": _DASH_DOTTED, "cascade": _DASHED}
+_MARKER = {"line fit": "s", "cascade": "s", "track": "^"}
+_CALIBRATION: dict[str, dict[str, Any]] = {
+    "raw": {"color": RED, "linestyle": _DOTTED},
+    "temperature": {"color": PURPLE, "linestyle": _DASHED},
+    "temperature and levels": {"color": BLUE, "linestyle": "-"},
+}
 _ANGLE_TICKS = range(0, 181, 30)
 _COS_TICKS = (-1, -0.5, 0, 0.5, 1)
 _ON_CELLS = "#30363c"  # near INK but not INK: stays dark on a dark page
@@ -43,7 +51,7 @@ def curve(
             else:
                 ax.plot(steps, values, color=PURPLE, marker="o", markersize=3.5, label="held-out")
         for name, value in (references or {}).items():
-            ax.axhline(value, color=COLOUR[name], linestyle=(0, (4, 3)), linewidth=1.1, label=name)
+            ax.axhline(value, color=COLOUR[name], linestyle=_LINE[name], linewidth=1.1, label=name)
         ax.set(xlabel="optimiser step", ylabel=ylabel)
         ax.xaxis.set_major_locator(_step_ticks())
         if len(series) > 1 or references:
@@ -61,13 +69,8 @@ def error_density(columns: Columns, medians: Mapping[str, float]) -> Figure:
             if random:
                 ax.plot((edges[1:] + edges[:-1]) / 2, values, color=GREY, linestyle=":", label="random")
             else:
-                ax.stairs(
-                    values,
-                    edges,
-                    color=COLOUR[name],
-                    label=f"{name}, median {medians[name]:.1f}°",
-                    linewidth=1.5,
-                )
+                look = {"linewidth": 1.5, "linestyle": _LINE.get(name, "-")}
+                ax.stairs(values, edges, color=COLOUR[name], label=f"{name}, median {medians[name]:.1f}°", **look)
                 ax.stairs(values, edges, color=COLOUR[name], alpha=0.13, fill=True)
                 ax.axvline(medians[name], ymax=0.045, color=COLOUR[name], linewidth=2.5)
         ax.set(xlabel="opening angle (°)", ylabel="density (per °)", xlim=(0, 180), xticks=_ANGLE_TICKS)
@@ -81,10 +84,9 @@ def cumulative(columns: Columns, names: Mapping[str, str] | None = None) -> Figu
     with style():
         fig, ax = axes()
         for name in _predictors(columns, " cumulative"):
-            line = {"linestyle": ":"} if name == "random" else {}
             y = np.append(0.0, columns[f"{name} cumulative"])
             x = np.append(0.0, columns["high_deg"])
-            ax.plot(x, y, color=COLOUR[name], label=(names or {}).get(name, name), **line)
+            ax.plot(x, y, color=COLOUR[name], label=(names or {}).get(name, name), linestyle=_LINE.get(name, "-"))
         ax.set(xlabel="opening angle (°)", ylabel="fraction of events below")
         ax.set(xlim=(0, 180), ylim=(0, 1), xticks=_ANGLE_TICKS)
         ax.legend(loc="lower right")
@@ -97,18 +99,13 @@ def resolution(columns: Columns, xlabel: str, *, log: bool = False) -> Figure:
         fig, ax = axes()
         for name in _predictors(columns, " median"):
             colour = COLOUR[name]
-            ax.fill_between(
-                columns["x"],
-                columns[f"{name} p16"],
-                columns[f"{name} p84"],
-                color=colour,
-                alpha=0.15,
-                linewidth=0,
-            )
-            ax.plot(columns["x"], columns[f"{name} median"], color=colour, marker="o", markersize=3.5, label=name)
+            band = columns[f"{name} p16"], columns[f"{name} p84"]
+            ax.fill_between(columns["x"], *band, color=colour, alpha=0.15, linewidth=0)
+            look = {"marker": _MARKER.get(name, "o"), "markersize": 3.5, "linestyle": _LINE.get(name, "-")}
+            ax.plot(columns["x"], columns[f"{name} median"], color=colour, label=name, **look)
         if log:
             ax.set_xscale("log")
-            _log_axis(ax.xaxis, *ax.get_xlim())
+            log_axis(ax.xaxis, *ax.get_xlim())
         ax.set(xlabel=xlabel, ylabel="opening angle (°)", ylim=(0, 180), yticks=_ANGLE_TICKS)
         ax.legend()
     return fig
@@ -122,13 +119,14 @@ def resolution_by_group(table: Columns, xlabel: str, *, log: bool = False) -> Fi
             rows = table["group"] == group
             x, y = table["x"][rows], table["median"][rows]
             bars = {"yerr": (y - table["median_low"][rows], table["median_high"][rows] - y), "capsize": 2}
-            ax.errorbar(x, y, **bars, color=COLOUR.get(group, BLUE), marker="o", markersize=3.5, label=group)
+            look = {"marker": _MARKER.get(group, "o"), "markersize": 3.5, "linestyle": _LINE.get(group, "-")}
+            ax.errorbar(x, y, **bars, **look, color=COLOUR.get(group, BLUE), label=group)
         if log:
             ax.set_xscale("log")
-            _log_axis(ax.xaxis, *ax.get_xlim())
+            log_axis(ax.xaxis, *ax.get_xlim())
         ax.set(xlabel=xlabel, ylabel="median opening angle (°)")
         ax.set_ylim(bottom=0)
-        ax.legend()
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)  # above: intervals may reach anywhere inside
     return fig
 
 
@@ -137,8 +135,8 @@ def coverage(columns: Columns) -> Figure:
     with style():
         fig, ax = axes()
         ax.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="ideal")
-        for name, colour in _CALIBRATION.items():
-            ax.plot(columns["level"], columns[name], color=colour, label=name)
+        for name, look in _CALIBRATION.items():
+            ax.plot(columns["level"], columns[name], label=name, **look)
         ax.set(xlabel="probability of the region", ylabel="share of events inside", xlim=(0, 1), ylim=(0, 1))
         ax.legend()
     return fig
@@ -150,8 +148,8 @@ def pit_histogram(columns: Columns) -> Figure:
         fig, ax = axes()
         edges = np.append(columns["low"], 1.0)
         ax.axhline(1, color=GREY, linestyle=":")
-        for name, colour in _CALIBRATION.items():
-            ax.stairs(columns[name], edges, color=colour, label=name, linewidth=1.4)
+        for name, look in _CALIBRATION.items():
+            ax.stairs(columns[name], edges, label=name, linewidth=1.4, **look)
         ax.set(xlabel="u (PIT)", ylabel="density", xlim=(0, 1))
         ax.set_ylim(bottom=0)
         ax.legend()
@@ -163,8 +161,8 @@ def pulls(columns: Columns) -> Figure:
     with style():
         fig, ax = axes()
         edges = np.append(columns["low"], columns["high"][-1])
-        for name, colour in _CALIBRATION.items():
-            ax.stairs(columns[name], edges, color=colour, label=name, linewidth=1.4)
+        for name, look in _CALIBRATION.items():
+            ax.stairs(columns[name], edges, label=name, linewidth=1.4, **look)
         middle = (edges[1:] + edges[:-1]) / 2
         ax.plot(middle, columns["rayleigh"], color=GREY, linestyle=":", label="Rayleigh")
         ax.set(xlabel="pull (opening angle in its own σ)", ylabel="density", xlim=(0, edges[-1]))
@@ -179,8 +177,8 @@ def promised(columns: Columns) -> Figure:
         fig, ax = axes()
         top = 1.05 * max(columns["promised raw"].max(), columns["promised calibrated"].max(), columns["mean"].max())
         ax.plot([0, top], [0, top], color=GREY, linestyle=":", label="ideal")
-        for name, colour in (("raw", RED), ("calibrated", BLUE)):
-            bars = {"yerr": 1.96 * columns["standard error"], "capsize": 2, "marker": "o", "markersize": 3.5}
+        for name, colour, marker in (("raw", RED, "s"), ("calibrated", BLUE, "o")):
+            bars = {"yerr": 1.96 * columns["standard error"], "capsize": 2, "marker": marker, "markersize": 3.5}
             ax.errorbar(columns[f"promised {name}"], columns["mean"], **bars, color=colour, label=name)
         ax.set(xlabel="promised mean opening angle (°)", ylabel="mean opening angle (°)", xlim=(0, top), ylim=(0, top))
         ax.legend()
@@ -191,15 +189,11 @@ def sharpness(columns: Columns) -> Figure:
     """Mean error of the most confident fraction of the events."""
     with style():
         fig, ax = axes()
-        lines = {"model": "-", "line fit": "-", "ideal": (0, (4, 3))}
-        for name, line in lines.items():
+        for name in ("model", "line fit", "ideal"):
             if name in columns:
+                line = _LINE.get(name, "-")
                 ax.plot(columns["fraction"], columns[name], color=COLOUR[name], linestyle=line, label=name)
-        ax.set(
-            xlabel="fraction of events kept, most confident first",
-            ylabel="mean opening angle (°)",
-            xlim=(0, 1),
-        )
+        ax.set(xlabel="fraction of events kept, most confident first", ylabel="mean opening angle (°)", xlim=(0, 1))
         ax.set_ylim(bottom=0)
         ax.legend()
     return fig
@@ -274,14 +268,15 @@ def _step_ticks() -> Any:
     return MaxNLocator(nbins=4, steps=[1, 2, 5, 10], integer=True)
 
 
-def _log_axis(axis: Any, low: float, high: float) -> None:
+def log_axis(axis: Any, low: float, high: float) -> None:
     """Log ticks that do not run into each other: 20, 50, 100 on a short range, powers of ten on a long."""
     from matplotlib.ticker import FuncFormatter, LogFormatterMathtext, LogLocator, NullFormatter
 
     short = high < 300 * low
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if short else (1,)))
+    shortest = (1, 1.2, 1.5, 2, 3, 5, 7)  # one of them at least falls into the shortest range
+    axis.set_major_locator(LogLocator(subs=shortest if high < 6 * low else (1, 2, 5) if short else (1,)))
     axis.set_major_formatter(
-        FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}") if short else LogFormatterMathtext()
+        FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 10 else f"{x:g}") if short else LogFormatterMathtext()
     )
     axis.set_minor_formatter(NullFormatter())
 

@@ -14,6 +14,9 @@ from iceaggr.data.prepare import data_label
 from iceaggr.data.pulses import Pulses
 from iceaggr.realism import compare, save_qq_figure, statistics, table
 
+ENOUGH = 60_000
+"""Events from which on the tolerances judge a folder and not its size: one in a hundred events has the most pulses."""
+
 
 def inspect_folder(folder: Path, *, max_events: int | None = None, plot: Path | None = None) -> dict[str, Any]:
     """Figures of the first `max_events` events of a folder; the comparison as text is under "text".
@@ -29,6 +32,12 @@ def inspect_folder(folder: Path, *, max_events: int | None = None, plot: Path | 
     rows = compare(found)
     label = data_label(folder)
     title = f"{int(found['events']):,} events, {int(found['pulses']):,} pulses ({label})"
+    notes = [
+        "times in ns, charges in p.e., angles in rad; the published charges of auxiliary and of coincident pulses are "
+        "those of a few small events"
+    ]
+    if found["events"] < ENOUGH:
+        notes.append(f"fewer than {ENOUGH:,} events: figures that rare bright events decide may miss by chance alone")
     if plot is not None:
         save_qq_figure(found, plot, title)
     return {
@@ -44,7 +53,7 @@ def inspect_folder(folder: Path, *, max_events: int | None = None, plot: Path | 
         "comparison": [
             {"quantity": r.quantity, "real": r.real, "here": r.here, "tolerance": r.tolerance, "ok": r.ok} for r in rows
         ],
-        "text": f"{title}\n\n{table(rows)}",
+        "text": "\n".join([title, "", table(rows), "", *notes]),
     }
 
 

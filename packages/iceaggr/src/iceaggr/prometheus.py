@@ -119,7 +119,7 @@ def convert(
             "events_without_light": total - kept,
             "sensors": sensors.n,
             "geometry": "IceCube-86" if sensors.icecube else "of the files",
-            "line_fit_agrees": agreeing / max(fitted, 1),
+            "line_fit_agrees": agreeing / fitted if fitted else None,
         }
         atomic_write(made / "simulation.json", json.dumps(record, indent=1) + "\n")
     return record | {"out": str(out), "text": _text(record, out)}
@@ -257,9 +257,11 @@ def _text(record: dict[str, Any], out: Path) -> str:
     agrees = record["line_fit_agrees"]
     lines = [
         f"{record['events']:,} events -> {out} (simulated data, Prometheus); {record['events_without_light']:,} "
-        f"without light left out; {record['sensors']:,} sensors hit, geometry {record['geometry']}",
-        f"a line fit points to the same half of the sky as the label in {agrees:.0%} of the events with 20 pulses",
+        f"without light left out; {record['sensors']:,} sensors hit, geometry {record['geometry']}"
     ]
-    if 0 < agrees < 0.5:
+    if agrees is None:
+        return f"{lines[0]}\nno event has 20 pulses for a line fit: nothing here checks the sense of the directions"
+    lines.append(f"a line fit and the label share half of the sky in {agrees:.0%} of the events with 20 pulses")
+    if agrees < 0.5:
         lines.append("that is less than chance: the directions of these files may be the other way round (--direction)")
     return "\n".join(lines)

@@ -73,6 +73,7 @@ def _targets() -> dict[str, Target]:
 
     add("n_pulses", N_PULSES, (0.05, 0.99), 0.10)
     targets["n_pulses mean"] = Target(164.0)
+    targets["n_pulses std"] = Target(1553.0)  # all 132 million events
     targets |= {f"events {name} pulses": Target(share) for name, (_, _, share) in CLASSES.items()}
     targets["events above 1,000 pulses"] = Target(0.0112)
     targets["n_pulses tail exponent"] = Target(2.48)

@@ -95,7 +95,7 @@ class Collector:
             out[f"{name} mean"] = float(values.mean())
         if counts.std() > 0 and span.std() > 0:
             out["span correlation with n_pulses"] = float(np.corrcoef(counts, span)[0, 1])
-        out["n_pulses max"] = float(counts.max())
+        out |= {"n_pulses max": float(counts.max()), "n_pulses std": float(counts.std())}
         for name, (low, high, _) in CLASSES.items():
             out[f"events {name} pulses"] = float(((counts >= low) & (counts < high)).mean())
         out["events above 1,000 pulses"] = float((counts > 1000).mean())
@@ -193,33 +193,53 @@ def table(rows: list[Row]) -> str:
 def qq_figure(found: Statistics, title: str) -> Figure:
     """Quantiles found against published ones, log-log, for pulses, DOMs, time span and charge. Needs
     matplotlib."""
+    from lab_shared.plotting import BLUE, GREY, INK, style
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 8), layout="constrained")
-    figure.suptitle(title)
+    from iceaggr.figures import log_axis
+
     panels = (
         ("n_pulses", N_PULSES, "pulses per event"),
         ("span", SPAN, "time span (ns)"),
         ("charge", CHARGE, "charge (p.e.)"),
         ("doms", DOMS, "hit DOMs per event"),
     )
-    for axes, (name, published, label) in zip(figure.subplots(2, 2).flat, panels, strict=True):
-        quantiles = dict(sorted(published.items()))  # the extremes stand last in the tables
-        real = np.array(list(quantiles.values()))
-        here = np.array([found[quantile_name(name, q)] for q in quantiles])
-        line = np.array([min(real.min(), here.min()), max(real.max(), here.max())])
-        axes.fill_between(line, line * 0.9, line * 1.1, color="0.9", label="within 10%")
-        axes.plot(line, line, color="0.6", linewidth=1)
-        axes.plot(real, here, "o-", markersize=4, color="tab:blue")
-        for q, x, y in zip(quantiles, real, here, strict=True):
-            axes.annotate(f"{100 * q:g}%", (x, y), xytext=(4, -9), textcoords="offset points", fontsize=7)
-        axes.set(xscale="log", yscale="log", xlabel=f"{label}, real", ylabel=f"{label}, here")
-        axes.legend(frameon=False, fontsize=8)
+    with style():
+        figure = Figure(figsize=(9, 8), layout="constrained")
+        figure.suptitle(title, color=INK)
+        for axes, (name, published, label) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+            quantiles = dict(sorted(published.items()))  # the extremes stand last in the tables
+            real = np.array(list(quantiles.values()))
+            here = np.array([found[quantile_name(name, q)] for q in quantiles])
+            line = np.array([min(real.min(), here.min()), max(real.max(), here.max())])
+            axes.fill_between(line, line * 0.9, line * 1.1, color=GREY, alpha=0.25, linewidth=0, label="within 10%")
+            axes.plot(line, line, color=GREY, linewidth=1)
+            axes.plot(real, here, "o-", markersize=4, color=BLUE)
+            for q, x, y in _apart(quantiles, real, here):
+                axes.annotate(f"{100 * q:g}%", (x, y), xytext=(5, -9), textcoords="offset points", fontsize=7.5)
+            axes.set(xscale="log", yscale="log", xlabel=f"{label}, real", ylabel=f"{label}, here")
+            for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+                log_axis(axis, *limits)
+            axes.legend()
     return figure
 
 
+def _apart(levels: Iterable[float], x: NDArray[np.float64], y: NDArray[np.float64]) -> list[tuple[float, float, float]]:
+    """The levels with their places, without those too close to the one before for a label of their own."""
+    reach, kept = 0.06 * np.log(x.max() / x.min()), []
+    last = -np.inf
+    for level, here, there in zip(levels, x.tolist(), y.tolist(), strict=True):
+        if np.log(here) - last >= reach:
+            kept.append((level, here, there))
+            last = np.log(here)
+    return kept
+
+
 def save_qq_figure(found: Statistics, path: str | Path, title: str = "Quantiles against the real data") -> None:
-    qq_figure(found, title).savefig(path, dpi=120)
+    from lab_shared.files import atomic_write
+    from lab_shared.plotting import to_png
+
+    atomic_write(Path(path), to_png(qq_figure(found, title), dpi=120))
 
 
 def _add(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -46,6 +46,7 @@ def write_report(run_path: Path) -> Path:
     report.calibration()
     report.sky()
     report.events()
+    report.inside()
     report.tables()
     report.setup()
     return report.page.write(run.folder / "report.html")
@@ -74,11 +75,10 @@ class _Report:
         predictors, n = evaluation["predictors"], evaluation["n_events"]
         means = "**, **".join(predictor_means(predictors))
         self.page.text(f"Mean opening angle on {n:,} held-out events of **{label}**: **{means}**.")
-        self.page.table(
-            *predictor_table(predictors, label),
-            "Opening angle between the predicted and the true direction. In brackets: bootstrap interval.",
-            highlight={i for i, name in enumerate(predictors) if name == "model"},
-        )
+        heads, rows = predictor_table(predictors, label)
+        level = predictors.get("model", {}).get("level", 0.95)
+        caption = f"Angle between predicted and true direction; in brackets its {level:.0%} bootstrap interval."
+        self.page.table(heads, rows, caption, highlight={i for i, row in enumerate(rows) if row[0] == "model"})
 
     def training(self) -> None:
         self.page.section("Training")
@@ -89,7 +89,7 @@ class _Report:
             self.page.text(f"Left out: {self.run.bad_lines} unreadable line(s) of `metrics.jsonl`.")
         levels = {name: float(error.mean()) for name, error in self.errors_of.items() if name != "model"}
         self._curve("loss", "loss", "Training objective.", "half")
-        caption = "Mean opening angle; dashed: predictors without training."
+        caption = "Mean opening angle; broken lines: predictors without training."
         self._curve("angle_deg", "mean opening angle (°)", caption, "half", references=levels | {"random": 90.0})
         self._curve("lr", "learning rate", "Learning rate.", "third")
         self._curve("grad_norm", "gradient norm", "Gradient norm before clipping.", "third")
@@ -141,7 +141,7 @@ class _Report:
         caption = (
             "Mean error of the events with the largest κ (length of the model's output vector) against the "
             f"fraction kept; the most confident tenth has {tenth:.1f}°. All lines average the same events "
-            "except the dashed one: those on which the model is in truth best, which no confidence can beat."
+            "except the ideal one: those on which the model is in truth best, which no confidence can beat."
         )
         self._figure("sharpness", figures.sharpness(columns), columns, caption)
         self._resolution("kappa", kappa, "confidence κ", log=bool((kappa > 0).all()))
@@ -206,7 +206,7 @@ class _Report:
         hint = " Drag to turn, scroll to zoom, hover." if live else ""
         self.page.text(f"Held-out events, {self.run.label}. {display.CAPTION}{hint}")
         for event in display_events(self.run.display)[:_MAX_DISPLAYS]:
-            still = to_png(display.event_still(event, array_xyz))
+            still = to_png(display.event_still(event, array_xyz, self.run.label))
             atomic_write(self.figures / f"event_{event.event_id}.png", still)
             caption = f"{event.title.capitalize()}."
             if live:
@@ -214,6 +214,13 @@ class _Report:
                 self.page.plotly(figure, caption, width="half", still=still)
             else:
                 self.page.picture(still, caption, width="half")
+
+    def inside(self) -> None:
+        self.page.section("Inside the model")
+        if (self.run.folder / "analysis.html").is_file():
+            self.page.html('<p>What it uses and where it looks: <a href="analysis.html">analysis.html</a>.</p>')
+            return
+        self._absent("what it uses and where it looks", "analysis.html", "run `iceaggr analyze`, then `iceaggr report`")
 
     def tables(self) -> None:
         groups = (self.run.evaluation or {}).get("by")

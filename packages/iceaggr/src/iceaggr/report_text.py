@@ -8,6 +8,16 @@ from typing import Any
 
 from iceaggr.summaries import Columns
 
+PREDICTORS = {
+    "random": "random direction",
+    "linefit_all": "line fit, all pulses",
+    "linefit_hlc": "line fit, HLC",
+    "linefit": "line fit, HLC within 1.5 us",
+    "oracle": "oracle",
+    "model": "model",
+}
+"""What the predictors of evaluation.json are called, in the order of a table."""
+
 
 def command_line(argv: list[str], processes: int) -> str:
     """The command line that started the run, to be typed at the root of the repository."""
@@ -47,17 +57,29 @@ def all_keys(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def predictor_means(predictors: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Name and mean angle, in words, of every predictor of evaluation.json that has one."""
-    means = {name: row["mean_deg"] for name, row in predictors.items() if "mean_deg" in row}
-    return [f"{words(name)} {cell(mean, brackets=False)}" for name, mean in means.items()]
+    means = {name: row["mean_deg"] for name, row in _in_order(predictors).items() if "mean_deg" in row}
+    return [f"{name} {cell(mean, brackets=False)}" for name, mean in means.items()]
 
 
 def predictor_table(predictors: Mapping[str, Mapping[str, Any]], label: str) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of the predictors of evaluation.json; the last column says which data they saw."""
-    keys = all_keys(predictors.values())
+    """Headings and rows of the predictors of evaluation.json, the model last; the last column says which data they
+    saw. Percentiles stand without their intervals, or the table is too wide; the intervals' level is for the caption.
+    """
+    keys = [key for key in all_keys(predictors.values()) if key != "level"]
     if "median_deg" in keys and "p50" in keys:
         keys.remove("p50")
-    rows = [[words(name), *(cell(row.get(key)) for key in keys), label] for name, row in predictors.items()]
+    narrow = ("p10", "p25", "p75", "p90")
+    rows = [
+        [name, *(cell(row.get(key), brackets=key not in narrow) for key in keys), label]
+        for name, row in _in_order(predictors).items()
+    ]
     return ["predictor", *map(heading, keys), "on"], rows
+
+
+def _in_order(predictors: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """By what they are called, in the order of `PREDICTORS`, those it does not know first."""
+    names = [name for name in predictors if name not in PREDICTORS] + [n for n in PREDICTORS if n in predictors]
+    return {PREDICTORS.get(name, words(name)): predictors[name] for name in names}
 
 
 def group_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:

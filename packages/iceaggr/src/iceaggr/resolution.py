@@ -20,7 +20,7 @@ LABELS = {
     "cos_zenith": "true cos zenith (1: from above)",
     "n_pulses": "pulses in the event",
     "n_doms": "DOMs hit",
-    "depth_inside": "distance of the interaction inside the array (m)",
+    "depth_inside": "depth of the interaction inside the array (m, < 0: outside)",
 }
 LOG = ("energy", "n_pulses", "n_doms")
 

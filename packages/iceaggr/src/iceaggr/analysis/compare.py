@@ -16,7 +16,8 @@ from lab_shared.report_files import read_object
 from lab_shared.stats import bca_interval, paired_sign_flip
 
 from iceaggr.analysis import analyze, figures
-from iceaggr.analysis.errors import ERRORS
+from iceaggr.analysis.direction_head import HEAD
+from iceaggr.analysis.errors import BIAS, ERRORS
 from iceaggr.analysis.output import aligned, value
 from iceaggr.metrics import FEWEST_FOR_INTERVAL, summary
 from iceaggr.predict import load_run
@@ -25,6 +26,7 @@ from iceaggr.run_files import read_run
 from iceaggr.summaries import Array
 
 _SAME_DIRECTION = 1e-9  # rad; stored angles are float64
+_TITLES = dict((BIAS, HEAD, *analyze.INSIDE))
 _MOST_SIGNS = 200_000_000  # drawn in a sign-flip test: a few seconds
 _PERCENTILES = {"mean": "mean_deg", "P10": "p10", "P25": "p25", "median": "median_deg", "P75": "p75", "P90": "p90"}
 
@@ -169,11 +171,13 @@ def _tables(result: dict[str, Any]) -> dict[str, _Table]:
     caption = (
         "Mean difference of the opening angle on the events both runs hold out, with its 95% bootstrap interval, and p "
         "of the sign-flip test, not corrected for the number of runs; negative: the first of the two is better. The "
-        "interval is over events; another training seed would differ by more than that."
+        "interval is over events; another training seed may differ by more than that."
     )
     tables["Paired difference"] = (["runs", "events", "difference", "p"], rows, caption)
     for study, values in result["analysis"].items():
-        tables[study.replace("_", " ").capitalize()] = (["", *names], _rows(values, names), "")
+        rows = _rows(values, names)
+        caption = "±: standard error over events." if any(" ± " in cell for row in rows for cell in row) else ""
+        tables[_TITLES.get(study, study)] = (["", *names], rows, caption)
     return tables
 
 

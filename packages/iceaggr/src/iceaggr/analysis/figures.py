@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = (BLUE, RED, GREEN, PURPLE, CYAN, YELLOW, GREY)
+# A line and a marker of its own for each, so that a figure can be read without its colours.
+_LINES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 3)), (0, (2, 2)))
+_MARKERS = "os^Dv<>"
 
 
 def bars(
@@ -50,7 +53,7 @@ def lines(
         fig, ax = axes(4.6, 3.1)
         place = np.arange(len(x))
         for i, (name, values) in enumerate(curves.items()):
-            look: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "label": name, "marker": "o", "markersize": 3.5}
+            look = _look(i) | {"label": name, "marker": _MARKERS[i % len(_MARKERS)], "markersize": 3.5}
             known = place[: len(values)]  # a shorter model has fewer layers
             ax.errorbar(known, values, yerr=None if errors is None else errors[name], capsize=2, **look)
         if reference is not None:
@@ -89,7 +92,7 @@ def spectra(curves: Mapping[str, Array], ylabel: str) -> Figure:
     with style():
         fig, ax = axes()
         for i, (name, values) in enumerate(curves.items()):
-            ax.plot((np.arange(len(values)) + 1) / len(values), values, color=COLOURS[i], label=name)
+            ax.plot((np.arange(len(values)) + 1) / len(values), values, **_look(i), label=name)
         ax.set_yscale("log")
         ax.set(xlabel="rank / number of values", ylabel=ylabel, xlim=(0, 1))
         ax.legend()
@@ -101,8 +104,12 @@ def cumulatives(edges_deg: Array, shares: Mapping[str, Array]) -> Figure:
     with style():
         fig, ax = axes()
         for i, (name, share) in enumerate(shares.items()):
-            ax.plot(edges_deg, share, color=COLOURS[i % len(COLOURS)], label=name)
+            ax.plot(edges_deg, share, **_look(i), label=name)
         ax.set(xlabel="opening angle (°)", ylabel="fraction of events below", xlim=(0, 180), ylim=(0, 1))
         ax.set_xticks(range(0, 181, 30))
         ax.legend(loc="lower right")
     return fig
+
+
+def _look(i: int) -> dict[str, Any]:
+    return {"color": COLOURS[i % len(COLOURS)], "linestyle": _LINES[i % len(_LINES)]}

@@ -61,13 +61,15 @@ def padded_dimensions(model: FlatTransformer, inside: Inside, label: str) -> Stu
     columns = {name: inside.occupancy_S4[:, i] for i, name in enumerate(names)}
     with np.errstate(divide="ignore"):
         ratio = inside.occupancy_S4[:, 0] / inside.occupancy_S4[:, 1]
+    constant = ", but for one that starts as 1," if model.input.constant else ""
     scalars: dict[str, float | str] = {}
     for stage, value in zip(inside.stages[1:], ratio[1:], strict=True):
         scalars[f"features / padding, {stage}"] = float(value)
     return Study(
         *PADDED,
         caption=f"Mean L2 norm in the {model.cls_D.numel() - model.input.padding} dimensions that start as features "
-        f"and in the {model.input.padding} that start as zeros, and the ratio of the two for DOM tokens, {label}.",
+        f"and in the {model.input.padding} that start as zeros{constant} and the ratio of the two for DOM tokens, "
+        f"{label}.",
         tables={"by stage": {"stage": np.array(inside.stages), **columns, "DOM ratio": ratio}},
         figure=figures.lines(inside.stages, columns, "mean L2 norm"),
         scalars=scalars,

@@ -22,7 +22,7 @@ from iceaggr.data.cache import EventCache, build_cache, open_cache
 from iceaggr.data.kaggle import KaggleFolder
 from iceaggr.geometry import Geometry, icecube86, read_geometry_csv
 
-SIMULATED, REAL = "simulated data", "labelled data of {}"
+SIMULATED, REAL = "simulated data", "data of {}"
 STREAM = "stream"
 """What data.data says for events simulated while training."""
 

@@ -40,7 +40,7 @@ def plan_rows(n_pulses: int, n_attended: int, max_batch_size: int | None) -> Row
     """The layout for at most n_pulses pulses, at most n_attended of them in DOMs with two or more.
 
     Mini-batch b takes the chunks that begin in [b s, (b + 1) s) of the attended pulses with s = C - 511, so that any
-    chunk fits: at most 511 of its C = 512 max_batch_size rows stay empty. One mini-batch has no empty rows. There is
+    chunk fits: of its C = 512 max_batch_size rows about 511 stay empty. One mini-batch has no empty rows. There is
     always a row for attention, so that every parameter has a gradient.
 
     Raises:

@@ -89,6 +89,9 @@ class FlatTransformer(nn.Module):
             raise UserError(f"model.layers is {config.layers}; a model needs at least 1")
         if d_model % config.heads:
             raise UserError(f"model.d_model = {d_model} is not a multiple of model.heads = {config.heads}")
+        if config.checkpoint or config.max_batch_size is not None:
+            name = "checkpoint" if config.checkpoint else "max_batch_size"
+            raise UserError(f"model.{name} is an option of arch = hierarchical; leave it out with {config.arch}")
         if config.head_mixture < 1:
             raise UserError(f"model.head_mixture is {config.head_mixture}; an answer has at least 1 component")
         v2, plain = config.arch == "v2", config.input_norm == "none"

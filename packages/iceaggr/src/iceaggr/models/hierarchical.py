@@ -30,6 +30,13 @@ N_FEATURES = 4
 """Of a pulse (`iceaggr.data.pulse_batches.PULSE_FEATURES`)."""
 
 
+FLAT_ONLY = (
+    "features", "slots", "empty", "dom_cap", "dom_select", "input", "input_norm", "fourier", "aggregates", "ice",
+    "interval",
+)  # fmt: skip
+"""Options that mean nothing to T1 and T2."""
+
+
 class PostNormBlock(nn.Module):
     """x = LN(x + attention(x)); x = LN(x + ffn(x)): the encoder layer of Vaswani et al. 2017 (arXiv:1706.03762) with
     GELU, biases and torch's default initialisation.
@@ -114,10 +121,10 @@ class HierarchicalTransformer(nn.Module):
         if config.d_model % config.heads or config.d_model % 2:
             raise UserError(f"model.d_model = {config.d_model} is not a multiple of 2 and of heads = {config.heads}")
         plain = ModelConfig()
-        flat_only = ("features", "dom_cap", "input", "input_norm", "fourier", "aggregates", "ice", "interval")
-        if wrong := [name for name in flat_only if getattr(config, name) != getattr(plain, name)]:
+        if wrong := [name for name in FLAT_ONLY if getattr(config, name) != getattr(plain, name)]:
             raise UserError(f"model.{wrong[0]} is an option of the flat models; leave it out with arch = hierarchical")
         self.checkpoint = config.checkpoint
+        self.most_rows = None if config.max_batch_size is None else SEQUENCE * config.max_batch_size
         self.t1 = DOMTransformer(config)
         self.t2 = EventTransformer(config)
         self.head = DirectionalHead(config.d_model, config.head_hidden, config.head_mixture)
@@ -129,7 +136,7 @@ class HierarchicalTransformer(nn.Module):
         attention; the rows behind these are pulses that are alone in their DOM. count_D: (D,) pulses of each DOM.
         """
         sums_DM = features_RF.new_zeros(count_D.shape[0] + 1, self.t1.norm.weight.shape[0])
-        for rows, mask in _pieces(features_RF.shape[0], masks):
+        for rows, mask in _pieces(features_RF.shape[0], masks, self.most_rows):
             if self.checkpoint and torch.is_grad_enabled():
                 x_RM = checkpoint(self.t1, features_RF[rows], mask, use_reentrant=False)
             else:
@@ -195,14 +202,13 @@ def _autocast(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
-def _pieces(n_rows: int, masks: Sequence[Mask]) -> list[tuple[slice, Mask | None]]:
-    """Rows that T1 takes at once, and their mask: the mini-batches, then the rest in pieces of the same size."""
+def _pieces(n_rows: int, masks: Sequence[Mask], most_rows: int | None) -> list[tuple[slice, Mask | None]]:
+    """Rows that T1 takes at once, and their mask: the mini-batches, then the rest, at most `most_rows` at a time."""
     pieces: list[tuple[slice, Mask | None]] = []
-    at, size = 0, n_rows
+    at = 0
     for mask in masks:
         assert mask.total is not None  # Mask.segments always has one
-        at, size = at + mask.total, mask.total
-        pieces.append((slice(at - size, at), mask))
-    if len(masks) < 2:  # no limit on what T1 works on at once
-        size = max(n_rows - at, 1)
+        pieces.append((slice(at, at + mask.total), mask))
+        at += mask.total
+    size = most_rows or max(n_rows - at, 1)
     return pieces + [(slice(low, min(low + size, n_rows)), None) for low in range(at, n_rows, size)]

@@ -30,6 +30,7 @@ def blurred_delay_log_density(delay_Q: Tensor, shape_Q: Tensor, rate_Q: Tensor, 
     Differentiable; float64 advised. Shapes are clamped to 0.02..90. Far before the straight light (8 sigma) it is the
     constant tail of the table.
     """
+    delay_Q = torch.maximum(delay_Q, (_X[0] + rate_Q * sigma) * sigma)  # exp(-r t) would grow without end
     x = delay_Q / sigma - rate_Q * sigma
     scale = shape_Q * rate_Q.log() + (shape_Q - 1) * math.log(sigma) - rate_Q * delay_Q + (rate_Q * sigma).square() / 2
     far = x.clamp(min=_X[1])

@@ -18,13 +18,16 @@ from torch import Tensor
 from iceaggr.data.kaggle import KaggleFolder
 from iceaggr.data.parquet import read_columns
 from iceaggr.data.prepare import folder_geometry
+from iceaggr.data.pulses import Pulses
 from iceaggr.directions import angles_to_vector
 from iceaggr.geometry import Geometry
 from iceaggr.oracle.hypothesis import Layout, shower_array_light
 from iceaggr.sim.config import SimConfig
 from iceaggr.sim.detector import Detector
 from iceaggr.sim.events import Truth
+from iceaggr.sim.feed import HELD_OUT_SEED
 from iceaggr.sim.spectrum import LIGHT_SPEED, Bursts, Tracks, muon_range
+from iceaggr.sim.stream import iter_events
 
 _NO_LIGHT = 1.0
 """GeV at which an absent loss of a muon starts its fit."""
@@ -160,6 +163,25 @@ def read_known(folder: Path, event_ids: np.ndarray, config: SimConfig, device: t
     tensors = {name: x if name.endswith(("3", "B")) else x[:, 0] for name, x in tensors.items()}
     is_track = torch.from_numpy((table["type"][row_E] == "track").astype(np.float64)).to(device)
     return Known(is_track_E=is_track, **tensors)
+
+
+def streamed_known(pulses: Pulses, device: torch.device) -> Known:
+    """Truth of events that `iceaggr.sim.feed.held_out_store` made: they are simulated again.
+
+    Raises:
+        UserError: other events come out, as on another kind of device or with another array.
+    """
+    assert pulses.azimuth_E is not None  # held-out events are labelled
+    row_X = pulses.event_id_E.cpu() - (HELD_OUT_SEED << 31)
+    blocks = iter_events(int(row_X.max()) + 1, seed=HELD_OUT_SEED, device=device)
+    parts = [Known.of(truth) for _, truth in blocks]
+    known = Known(**{f.name: torch.cat([getattr(part, f.name) for part in parts])[row_X] for f in fields(Known)})
+    if not torch.equal(known.azimuth_E.cpu(), pulses.azimuth_E.cpu()):
+        raise UserError(
+            f"the held-out events cannot be simulated again on {device.type}: they are of another kind of device or "
+            "another array. Score the run where it was trained, or a simulated folder with --data DIR"
+        )
+    return known
 
 
 _COLUMNS = {

@@ -1,4 +1,4 @@
-"""Training batches simulated on the way: no event twice, none on disk.
+"""Training batches simulated on the way: no event twice (see `iceaggr.sim.rng.Rng` for a CPU), none on disk.
 
 Simulated data. The feed of a seed is a row of blocks, each fixed by (seed, block number) and the device type; rank r of
 W simulates blocks r, r + W, ... and cuts them into batches of the token budget. A position is a block and an event in

@@ -30,7 +30,11 @@ def check_seed(seed: int) -> None:
 
 
 class Rng:
-    """float32 draws on one device from `torch.Generator` seeded with `mix_seed(*words)`."""
+    """float32 draws on one device from `torch.Generator` seeded with `mix_seed(*words)`.
+
+    torch's generator of a CPU takes the lower 32 bits of a seed, that of a GPU all: of n blocks that a CPU simulates
+    about n^2 / 2^33 are one of the others again, of the 300,000 blocks of 132 million events ten.
+    """
 
     def __init__(self, device: torch.device, *words: int) -> None:
         self.device = device
