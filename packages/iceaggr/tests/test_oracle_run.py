@@ -109,7 +109,8 @@ def test_the_command_says_what_it_measured(folder: Path, tmp_path: Path, capsys)
     assert main([*argv, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads(out.read_text())
-    assert printed["all"]["n"] == 3
+    assert printed["all"]["n"] == len(printed["errors_deg"]) == 3
+    assert printed["all"]["mean_deg"]["value"] == pytest.approx(np.mean(printed["errors_deg"]), abs=1e-3)
     assert printed["label"] == "simulated data"
     assert (printed["settings"]["scan"], printed["settings"]["steps"]) == (1, 6)
     assert 0 <= printed["self_test"]["direction"]["within 90%"] <= 1

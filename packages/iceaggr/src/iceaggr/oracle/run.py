@@ -153,8 +153,9 @@ def run_oracle(
 
     scan, steps: directions of the coarse scan, and most evaluations of one climb.
 
-    Returns {"label", "settings", "all", "track", "cascade", "n_pulses>=100", "self_test", "text"}, the groups
-    also as "truth start, ..." and "scan only, ..."; the figures are those of `iceaggr.metrics.summary`.
+    Returns {"label", "settings", "all", "track", "cascade", "n_pulses>=100", "self_test", "errors_deg" (by event),
+    "text"}, the groups also as "truth start, ..." and "scan only, ..."; their figures are those of
+    `iceaggr.metrics.summary`.
 
     Raises:
         UserError: no such device or seed, or the folder is no simulation, or was simulated without the truth that the
@@ -189,6 +190,7 @@ def run_oracle(
                 del result[before + name]["by"]
     result["scan_won"], result["scan_short"] = (float(arrays[name].mean()) for name in ("scan_won", "scan_short"))
     result["self_test"] = _self_test(arrays)
+    result["errors_deg"] = [round(float(x), 3) for x in arrays["error_deg"]]
     return result | {"text": _text(result)}
 
 
