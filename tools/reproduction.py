@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 SEEDS = (7, 42, 1337)
 MIRROR, DROPOUT, BLOCKS = " --data.mirror", " --model.dropout 0.1", " --data.split interleaved"
 PLAIN = " --model.values plain"
-DENSITY = "rh_memory.density"
+DENSITY, ORACLE_STEPS = "rh_memory.density", "iceaggr/oracle-steps"
 FEW_ZEROS = (
     (40_000, "", ""), (40_000, "-mirror", MIRROR), (40_000, "-dropout", DROPOUT), (40_000, "-interleaved", BLOCKS),
     (40_000, "-interleaved-mirror", BLOCKS + MIRROR), (40_000, "-plain", PLAIN),
@@ -154,10 +154,10 @@ ENTRIES = (
         "ice-times", "wall times of ice-quick and ice-small", f"{ICE}/observed.json", (),
         source="read off a console by hand",
     ),
-    Entry(
-        "ice-oracle", "iceaggr.oracle", f"{ICE}/oracle/oracle-cpu-seed7.json",
-        ("iceaggr oracle --events 5000 --seed 7 --device cpu --out {record}",),
-    ),
+    *(Entry(f"ice-{x}", feeds, f"{ICE}/oracle/{x}-cpu-seed7.json",
+            (f"iceaggr oracle --events {n} --seed 7 --device cpu{more} --out {{record}}",))
+      for x, feeds, n, more in (("oracle", "iceaggr.oracle", 5000, ""), ("oracle-300", ORACLE_STEPS, 300, ""),
+                                ("oracle-300-thorough", ORACLE_STEPS, 300, " --scan 32 --steps 60"))),
     Entry(
         "ice-oracle-first", "iceaggr.oracle-first", f"{ICE}/oracle/first-likelihood-h200-seed7.json", (),
         source="made with a likelihood that the code no longer has",
