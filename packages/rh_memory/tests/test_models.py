@@ -217,6 +217,7 @@ def test_prefix_profile_is_what_data_pays_to_slots():
         ({"memory": "prefix", "slot_dropout": 0.1}, "model.slot_dropout = 0.1 would change nothing: .* postfix, here"),
         ({"norm_cap": 1.0}, "model.norm_cap = 1.0 would change nothing: .* prefix or postfix, here it is none"),
         ({"frequencies": "even"}, "model.frequencies = even would change nothing"),
+        ({"frequency_count": 4}, "model.frequency_count = 4 would change nothing"),
     ],
 )
 def test_impossible_models_are_refused(changes, message):

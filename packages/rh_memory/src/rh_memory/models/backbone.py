@@ -241,7 +241,7 @@ _OPTIONS_OF: dict[tuple[str, ...], tuple[str, ...]] = {
         "slot_id_mode", "eval_slot_id_mode", "eval_perm_average", "content_mode", "slot_position", "causal_slots",
         "norm_cap",
     ),
-    ("values", "prime_rotary"): ("frequencies", "frequency_top"),
+    ("values", "prime_rotary"): ("frequencies", "frequency_seed", "frequency_top", "frequency_count"),
 }  # fmt: skip
 """A field with some of its values, and the options that nothing reads under its other values."""
 
