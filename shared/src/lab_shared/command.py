@@ -18,7 +18,7 @@ from lab_shared.completion import SHELLS, completion
 from lab_shared.errors import UserError, needs
 from lab_shared.files import atomic_write, json_text, make_folder
 from lab_shared.progress import say
-from lab_shared.threads import wait_passively
+from lab_shared.threads import sleep_soon
 
 _GPUS_PER_JOB = 1.0
 
@@ -95,7 +95,7 @@ def run_command(program: str, command: Callable[[Any], None], args: Any) -> int:
     that starts with the program's name.
     """
     keep_freed_memory()
-    wait_passively()
+    sleep_soon()
     try:
         with needs("this command"):
             command(args)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 
 
-def wait_passively() -> None:
-    """Let OpenMP's threads sleep while they wait for each other, unless the environment says otherwise.
+def sleep_soon() -> None:
+    """Let OpenMP's threads sleep soon where they wait for each other, unless the environment says otherwise.
 
     By default they spin for milliseconds. On cores that are shared, with other programs or with other virtual machines,
     a spinning thread keeps the one it waits for from running. Has to come before torch is imported, whose OpenMP reads
     the environment once.
     """
-    if "GOMP_SPINCOUNT" not in os.environ:
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # rather than 300,000; to sleep at once costs on quiet cores
